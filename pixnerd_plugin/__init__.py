@@ -1,0 +1,5 @@
+"""PixNerd: pixel-space diffusion with a patch-wise neural field head, for mmengine and ComfyUI.
+
+Importing the package registers every part. The network, the samplers and the checkpoint readers need torch alone;
+datasets, hooks and the mmengine model register when mmengine is installed.
+"""
