@@ -3,3 +3,8 @@
 Importing the package registers every part. The network, the samplers and the checkpoint readers need torch alone;
 datasets, hooks and the mmengine model register when mmengine is installed.
 """
+
+from . import models
+from .checkpoints import load_backbone
+
+__all__ = ['load_backbone', 'models']

@@ -1,0 +1,3 @@
+from . import backbones, heads
+
+__all__ = ['backbones', 'heads']

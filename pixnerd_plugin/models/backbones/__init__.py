@@ -1,0 +1,3 @@
+from .pixnerd_dit import PixNerdDiT
+
+__all__ = ['PixNerdDiT']

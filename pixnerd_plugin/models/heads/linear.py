@@ -1,0 +1,54 @@
+"""The linear head that the paper compares the field with (Baseline-L/16)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from einops import rearrange
+from torch import Tensor, nn
+
+from ...registry import MODELS
+
+
+@MODELS.register_module()
+class LinearHead(nn.Module):
+    """RMSNorm and one linear layer from a patch's vector to the velocities of its ``P x P`` pixels.
+
+    It sees neither coordinates nor noisy values, and knows no other number of pixels. Arguments as in
+    :class:`~.neural_field.NeuralFieldHead`.
+    """
+
+    def __init__(self, dim: int, patch_size: int, in_channels: int = 3, operations: Any = nn, **factory: Any):
+        super().__init__()
+        self.patch_size = patch_size
+        self.norm = operations.RMSNorm(dim, eps=1e-6, **factory)
+        self.proj = operations.Linear(dim, in_channels * patch_size**2, **factory)
+
+    def init_weights(self) -> None:
+        """Zero the layer, so that training starts at velocity 0."""
+        nn.init.zeros_(self.proj.weight)
+        nn.init.zeros_(self.proj.bias)
+
+    def architecture(self) -> dict[str, Any]:
+        """The arguments that rebuild this head inside a backbone, as a registry dict."""
+        return {'type': type(self).__name__}
+
+    def forward(
+        self,
+        s: Tensor,
+        pixels: Tensor,
+        positions: tuple[Tensor, Tensor] | None = None,
+        chunk: int | None = None,
+    ) -> Tensor:
+        """Map ``s (B, L, D)`` to velocities shaped like ``pixels (B, L, P, P, C)``; ``chunk`` has no effect.
+
+        Raises:
+            ValueError: if the patches are not ``P x P`` or ``positions`` are given: only a field can answer that.
+        """
+        size = tuple(pixels.shape[2:4])
+        if positions is not None or size != (self.patch_size, self.patch_size):
+            raise ValueError(
+                f'LinearHead gives {self.patch_size}x{self.patch_size} pixels a patch and was asked for '
+                f'{size[0]}x{size[1]}; use NeuralFieldHead for other sizes'
+            )
+        return rearrange(self.proj(self.norm(s)), 'b l (h w c) -> b l h w c', h=size[0], w=size[1])

@@ -1,0 +1,77 @@
+"""The transformer block: attention and SwiGLU, each under adaptive layer normalisation (paper Eqs. 5 and 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import Attention, AttentionFunction
+
+
+class Modulation(NamedTuple):
+    """``h + gate * f(norm(h) * (1 + scale) + shift)``; each part is ``(B, 1, D)``."""
+
+    shift: Tensor
+    scale: Tensor
+    gate: Tensor
+
+    def apply(self, h: Tensor, norm: nn.Module, branch: Callable[[Tensor], Tensor]) -> Tensor:
+        """Add the modulated ``branch`` of ``h (B, L, D)`` to it."""
+        return h + self.gate * branch(norm(h) * (1 + self.scale) + self.shift)
+
+
+class SwiGLU(nn.Module):
+    """``down(silu(gate) * up)``; gate and up come from one product, in that order."""
+
+    def __init__(self, dim: int, hidden: int, operations: Any, **factory: Any):
+        super().__init__()
+        self.gate_up = operations.Linear(dim, 2 * hidden, bias=False, **factory)
+        self.down = operations.Linear(hidden, dim, bias=False, **factory)
+
+    def forward(self, h: Tensor) -> Tensor:
+        gate, up = self.gate_up(h).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class TransformerBlock(nn.Module):
+    """RMSNorm, attention, RMSNorm, SwiGLU. ``modulation`` maps the condition to six parts, with no activation before it.
+
+    The caller computes ``modulate(c)`` and hands it to ``forward``: it depends on time and condition only, not on tokens.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_hidden: int,
+        joint: bool,
+        operations: Any,
+        attention: AttentionFunction,
+        **factory: Any,
+    ):
+        super().__init__()
+        self.modulation = operations.Linear(dim, 6 * dim, **factory)
+        self.norm1 = operations.RMSNorm(dim, eps=1e-6, **factory)
+        self.attn = Attention(dim, num_heads, joint, operations, attention, **factory)
+        self.norm2 = operations.RMSNorm(dim, eps=1e-6, **factory)
+        self.mlp = SwiGLU(dim, mlp_hidden, operations, **factory)
+
+    def modulate(self, c: Tensor) -> tuple[Modulation, Modulation]:
+        """Map the condition ``c (B, D)`` to the modulations of attention and MLP."""
+        parts = self.modulation(c).unsqueeze(1).chunk(6, dim=-1)
+        return Modulation(*parts[:3]), Modulation(*parts[3:])
+
+    def forward(
+        self,
+        h: Tensor,
+        modulation: tuple[Modulation, Modulation],
+        rotate: Callable[[Tensor], Tensor] | None = None,
+        text: Tensor | None = None,
+    ) -> Tensor:
+        """Map tokens ``h (B, L, D)`` to ``(B, L, D)``; ``text (B, N, D)`` joins the attention of a joint block."""
+        for_attention, for_mlp = modulation
+        h = for_attention.apply(h, self.norm1, lambda n: self.attn(n, rotate, text))
+        return for_mlp.apply(h, self.norm2, self.mlp)
