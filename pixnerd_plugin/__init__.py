@@ -4,7 +4,12 @@ Importing the package registers every part. The network, the samplers and the ch
 datasets, hooks and the mmengine model register when mmengine is installed.
 """
 
-from . import models
+
+
+from . import models, sampling
 from .checkpoints import load_backbone
 
-__all__ = ['load_backbone', 'models']
+
+
+
+__all__ = ['load_backbone', 'models', 'sampling', 'training']

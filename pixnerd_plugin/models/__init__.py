@@ -1,3 +1,3 @@
-from . import backbones, heads
+from . import backbones, conditioners, heads, losses, teachers
 
-__all__ = ['backbones', 'heads']
+__all__ = ['backbones', 'conditioners', 'heads', 'losses', 'teachers']

@@ -1,0 +1,3 @@
+from .flow_match_repa import FlowMatchREPALoss
+
+__all__ = ['FlowMatchREPALoss']

@@ -1,0 +1,129 @@
+"""The training objective: flow matching on the linear path, and representation alignment (paper Sec. 4; REPA)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...registry import MODELS, build
+from ...sampling.time_grid import shift_time
+from .density import draw_fine_pixels
+
+
+@MODELS.register_module()
+class FlowMatchREPALoss(nn.Module):
+    """``mean((v_net - v)^2) + w mean(1 - cos(proj(h_a), teacher(x)))``, with ``x_t = t x + (1 - t) e`` and ``v = x - e``.
+
+    Args:
+        align_layer: block whose tokens are aligned, counted from 1.
+        repa_weight: weight ``w`` of the alignment.
+        timeshift: shift of the drawn times towards noise.
+        cond_drop_prob: probability that a picture's condition is replaced by the null condition.
+        teacher: maps images ``(B, 3, H, W)`` in [-1, 1] to features ``(B, L, teacher_dim)``; a callable, a registry
+            dict, or None. It is no submodule: it stays out of checkpoints and of the EMA.
+        dim, projector_dim, teacher_dim: widths of the projector's three linear layers' ends.
+        max_density: above 1, train the field at several densities: ``images`` are then ``max_density`` times the base
+            size, and each step draws a density from 1 to it (see :meth:`forward`).
+    """
+
+    def __init__(
+        self,
+        align_layer: int = 8,
+        repa_weight: float = 0.5,
+        timeshift: float = 1.0,
+        cond_drop_prob: float = 0.1,
+        teacher: Callable[[Tensor], Tensor] | dict[str, Any] | None = None,
+        dim: int = 1152,
+        projector_dim: int = 1152,
+        teacher_dim: int = 768,
+        max_density: int = 1,
+    ):
+        super().__init__()
+        self.align_layer = align_layer
+        self.repa_weight = repa_weight
+        self.timeshift = timeshift
+        self.cond_drop_prob = cond_drop_prob
+        self.max_density = max_density
+        self.projector = nn.Sequential(
+            nn.Linear(dim, projector_dim),
+            nn.SiLU(),
+            nn.Linear(projector_dim, projector_dim),
+            nn.SiLU(),
+            nn.Linear(projector_dim, teacher_dim),
+        )
+        # In a tuple, so that nn.Module does not take a teacher that is a module for a child.
+        self._teacher = (build(MODELS, teacher),)
+
+    @property
+    def teacher(self) -> Callable[[Tensor], Tensor] | None:
+        return self._teacher[0]
+
+    def draw_time(self, batch: int, device: torch.device) -> Tensor:
+        """Log-normal times ``(B,)``: ``sigmoid(N(0, 1))``, then the shift."""
+        return shift_time(torch.randn(batch, device=device).sigmoid(), self.timeshift)
+
+    def forward(
+        self,
+        net: nn.Module,
+        images: Tensor,
+        cond: Tensor,
+        null_cond: Tensor | None = None,
+        noise: Tensor | None = None,
+        t: Tensor | None = None,
+        teacher_features: Tensor | None = None,
+        drop_mask: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the two terms, the alignment already weighted, in float32.
+
+        With ``max_density`` above 1 the tokens come from the noisy base picture (``images`` averaged down), and the field
+        is evaluated on as many pixels as ever, drawn by :func:`~.density.draw_fine_pixels`, with the finer picture's
+        values as target.
+
+        Args:
+            net: the backbone.
+            images: ``(B, C, H, W)`` in [-1, 1].
+            cond, null_cond: conditions and null conditions of the batch; ``null_cond`` may have batch size 1.
+            noise, t, drop_mask: standard normal ``(B, C, h, w)`` of base size, times ``(B,)`` after the shift, and booleans
+                ``(B,)`` where the condition is dropped; drawn when not given.
+            teacher_features: ``(B, L, teacher_dim)``; the teacher's when not given.
+
+        Returns:
+            ``dict(loss_flow, loss_repa)``; without teacher and ``teacher_features``, ``dict(loss_flow)``.
+        """
+        base, pixels, positions = images, None, None
+        if self.max_density > 1:
+            base = F.interpolate(images, scale_factor=1 / self.max_density, mode='area')
+        batch, device = len(base), base.device
+        noise = torch.randn_like(base) if noise is None else noise
+        t = self.draw_time(batch, device) if t is None else t
+        if drop_mask is None and self.cond_drop_prob > 0:
+            drop_mask = torch.rand(batch, device=device) < self.cond_drop_prob
+        if drop_mask is not None:
+            cond = drop_condition(cond, null_cond, drop_mask)
+        if teacher_features is None and self.teacher is not None:
+            teacher_features = self.teacher(base)
+
+        time = t.view(-1, 1, 1, 1)
+        x_t, velocity = time * base + (1 - time) * noise, base - noise
+        if self.max_density > 1:
+            target, fine_noise, positions = draw_fine_pixels(images, noise, net.patch_size)
+            pixels, velocity = time * target + (1 - time) * fine_noise, target - fine_noise
+        aligned = self.align_layer if teacher_features is not None else None
+        out = net(x_t, t, cond, pixels=pixels, positions=positions, feature_layer=aligned)
+        prediction, features = out if aligned else (out, None)
+        losses = dict(loss_flow=F.mse_loss(prediction.float(), velocity.float()))
+        if features is not None:
+            similarity = F.cosine_similarity(self.projector(features).float(), teacher_features.float(), dim=-1)
+            losses['loss_repa'] = self.repa_weight * (1 - similarity).mean()
+        return losses
+
+
+def drop_condition(cond: Tensor, null_cond: Tensor | None, mask: Tensor) -> Tensor:
+    """Replace ``cond`` by ``null_cond`` where ``mask (B,)`` is true."""
+    if null_cond is None:
+        raise ValueError('dropping conditions needs null_cond; give it, or set cond_drop_prob=0')
+    return torch.where(mask.view(-1, *[1] * (cond.ndim - 1)), null_cond.to(cond), cond)

@@ -1,0 +1,250 @@
+"""Solvers of the probability flow ODE (and SDE) from noise at t = 0 to the image at t = 1."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..registry import MODELS
+from .field import FieldTrajectory
+from .guidance import GuidedVelocity
+from .noise import draw_noise
+from .time_grid import adams_coefficients, time_grid
+
+Velocity = Callable[[Tensor, float], Tensor]
+"""``(x, t) -> v``, shaped like ``x``."""
+
+Draw = Callable[[Tensor], Tensor]
+"""``x -> noise``, standard normal, shaped like ``x``."""
+
+
+class Step(NamedTuple):
+    """What a callback sees after each step: ``x`` at ``times[index + 1]`` and the step's first velocity, at ``t``."""
+
+    index: int
+    num_steps: int
+    t: float
+    start: Tensor
+    velocity: Tensor
+    x: Tensor
+
+    @property
+    def denoised(self) -> Tensor:
+        """The image this step heads for, ``x_t + (1 - t) v``; for previews."""
+        return self.start + (1 - self.t) * self.velocity
+
+
+class FlowSampler:
+    """One loop over the time grid; solvers override :meth:`step`.
+
+    Args:
+        num_steps: number of steps.
+        guidance_scale: classifier-free guidance scale; 1 turns guidance off.
+        guidance_interval: guide only where ``t_min < t < t_max``, strictly.
+        timeshift: shift of the time grid towards noise, ``t / (t + (1 - t) timeshift)``.
+
+    Raises:
+        ValueError: if an argument is out of range; the message names it.
+    """
+
+    order = 1
+    deterministic = True
+    config_names: tuple[str, ...] = ('num_steps', 'guidance_scale', 'guidance_interval', 'timeshift')
+
+    def __init__(
+        self,
+        num_steps: int = 100,
+        guidance_scale: float = 3.5,
+        guidance_interval: Sequence[float] = (0.1, 1.0),
+        timeshift: float = 1.0,
+    ):
+        if num_steps < 1:
+            raise ValueError(f'num_steps={num_steps} must be at least 1')
+        if timeshift <= 0:
+            raise ValueError(f'timeshift={timeshift} must be above 0')
+        if len(guidance_interval) != 2 or guidance_interval[0] > guidance_interval[1]:
+            raise ValueError(f'guidance_interval={guidance_interval} must be (t_min, t_max) with t_min <= t_max')
+        self.num_steps = num_steps
+        self.guidance_scale = guidance_scale
+        self.guidance_interval = (float(guidance_interval[0]), float(guidance_interval[1]))
+        self.timeshift = timeshift
+        self.times: list[float] = time_grid(num_steps, timeshift).tolist()
+
+    @property
+    def timesteps(self) -> Tensor:
+        """The time grid ``(num_steps + 1,)``, from 0 to 1, in float64."""
+        return torch.tensor(self.times, dtype=torch.float64)
+
+    @property
+    def coefficients(self) -> list[list[float]]:
+        """Weights of the last velocities in each step, oldest first."""
+        return [[1.0] for _ in range(self.num_steps)]
+
+    def config(self) -> dict[str, Any]:
+        """The registry dict that rebuilds this sampler."""
+        return {'type': type(self).__name__, **{name: getattr(self, name) for name in self.config_names}}
+
+    def step(self, index: int, x: Tensor, history: Sequence[Tensor], velocity: Velocity, draw: Draw) -> Tensor:
+        """Return ``x`` at ``times[index + 1]``; ``history`` holds the last velocities, this step's last."""
+        return x + self.length(index) * history[-1]
+
+    def length(self, index: int) -> float:
+        """Length of a step in time."""
+        return self.times[index + 1] - self.times[index]
+
+    def integrate(
+        self,
+        velocity: Velocity,
+        x: Tensor,
+        callback: Callable[[Step], None] | None = None,
+        draw: Draw = torch.randn_like,
+    ) -> Tensor:
+        """Take ``x`` from t = 0 to t = 1 along ``velocity``.
+
+        ``callback`` is called after each step and may raise; ``draw`` gives a stochastic solver its noise.
+        """
+        history: deque[Tensor] = deque(maxlen=self.order)
+        for index in range(self.num_steps):
+            history.append(velocity(x, self.times[index]))
+            start, x = x, self.step(index, x, history, velocity, draw)
+            if callback is not None:
+                callback(Step(index, self.num_steps, self.times[index], start, history[-1], x))
+        return x
+
+    @torch.no_grad()
+    def sample(
+        self,
+        net: nn.Module,
+        noise: Tensor,
+        cond: Tensor,
+        null_cond: Tensor | None = None,
+        *,
+        token_grid: tuple[int, int] | None = None,
+        return_trajectory: bool = False,
+        record_field: bool = False,
+        field_dtype: torch.dtype = torch.bfloat16,
+        field_chunk: int | None = None,
+        callback: Callable[[Step], None] | None = None,
+        generators: Sequence[torch.Generator] | None = None,
+    ) -> Any:
+        """Sample images.
+
+        Args:
+            net: a backbone; it runs in its own dtype, the solver in the noise's.
+            noise: standard normal ``(B, C, H, W)``.
+            cond, null_cond: conditions ``(B,)`` or ``(B, N, width)``; ``null_cond`` may have batch size 1.
+            token_grid: ``(rows, columns)`` of tokens, for pictures of another size than the trained one.
+            return_trajectory: also return ``(num_steps + 1, B, C, H, W)``, noise first.
+            record_field: also return a :class:`FieldTrajectory`, which renders any region at any size.
+            field_dtype: dtype its patch vectors are kept in.
+            field_chunk: most pixels the head evaluates at once.
+            callback: called with a :class:`Step` after each step; what it raises ends the sampling.
+            generators: CPU generators, one a picture, for a stochastic solver's noise; torch's default one otherwise.
+
+        Returns:
+            The image ``(B, C, H, W)``, not clamped; or ``(image, trajectory)``, ``(image, field)``,
+            ``(image, trajectory, field)``.
+        """
+        if record_field and not self.deterministic:
+            raise ValueError('record_field needs a deterministic solver, and this one draws noise at every step')
+        velocity = GuidedVelocity(
+            net,
+            cond,
+            null_cond,
+            self.guidance_scale,
+            self.guidance_interval,
+            token_grid,
+            field_chunk,
+            record=field_dtype if record_field else None,
+        )
+        trajectory = [noise]
+
+        def after(step: Step) -> None:
+            if return_trajectory:
+                trajectory.append(step.x)
+            if callback is not None:
+                callback(step)
+
+        def draw(x: Tensor) -> Tensor:
+            return torch.randn_like(x) if generators is None else draw_noise(generators, x.shape[1:]).to(x)
+
+        image = self.integrate(velocity, noise, after, draw)
+        result = [image]
+        if return_trajectory:
+            result.append(torch.stack(trajectory))
+        if record_field:
+            patch = net.patch_size
+            grid = token_grid or (noise.shape[2] // patch, noise.shape[3] // patch)
+            result.append(FieldTrajectory(net.head, self, noise, grid, velocity.tokens))
+        return result[0] if len(result) == 1 else tuple(result)
+
+
+@MODELS.register_module()
+class EulerFlowSampler(FlowSampler):
+    """Euler's method; with ``stochastic=True`` the SDE of the same marginals.
+
+    The SDE's step, with score ``(t v - x) / (1 - t)`` and diffusion ``w = 1 - t``, is
+    ``x + v dt + (t v - x) dt + sqrt(2 w dt) noise``; its last step is the ODE's.
+    """
+
+    config_names = (*FlowSampler.config_names, 'stochastic')
+
+    def __init__(self, *args: Any, stochastic: bool = False, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.stochastic = stochastic
+        self.deterministic = not stochastic
+
+    def step(self, index: int, x: Tensor, history: Sequence[Tensor], velocity: Velocity, draw: Draw) -> Tensor:
+        euler = super().step(index, x, history, velocity, draw)
+        if self.deterministic or index == self.num_steps - 1:
+            return euler
+        t, dt = self.times[index], self.length(index)
+        return euler + dt * (t * history[-1] - x) + (2 * (1 - t) * dt) ** 0.5 * draw(x)
+
+
+@MODELS.register_module()
+class HeunFlowSampler(FlowSampler):
+    """Heun's method, second order: the mean of the velocities at both ends of an Euler step, two evaluations a step."""
+
+    def step(self, index: int, x: Tensor, history: Sequence[Tensor], velocity: Velocity, draw: Draw) -> Tensor:
+        end = velocity(super().step(index, x, history, velocity, draw), self.times[index + 1])
+        return x + self.length(index) / 2 * (history[-1] + end)
+
+
+@MODELS.register_module()
+class AdamsFlowSampler(FlowSampler):
+    """Adams-Bashforth linear multistep on the time grid, one evaluation a step (paper Sec. 4.3).
+
+    Defaults are those of the published text-to-image model.
+
+    Args:
+        order: velocities used, 1 to 4; the first steps use as many as there are.
+    """
+
+    config_names = (*FlowSampler.config_names, 'order')
+
+    def __init__(
+        self,
+        num_steps: int = 25,
+        order: int = 2,
+        guidance_scale: float = 4.0,
+        guidance_interval: Sequence[float] = (0.0, 1.0),
+        timeshift: float = 3.0,
+    ):
+        super().__init__(num_steps, guidance_scale, guidance_interval, timeshift)
+        if not 1 <= order <= 4:
+            raise ValueError(f'order={order} must be from 1 to 4')
+        self.order = order
+        self._coefficients = adams_coefficients(time_grid(num_steps, timeshift), order)
+
+    @property
+    def coefficients(self) -> list[list[float]]:
+        return self._coefficients
+
+    def step(self, index: int, x: Tensor, history: Sequence[Tensor], velocity: Velocity, draw: Draw) -> Tensor:
+        mean = sum(weight * v for weight, v in zip(self._coefficients[index], history, strict=True))
+        return x + self.length(index) * mean
