@@ -1,0 +1,112 @@
+"""What all picture datasets share: pipelines, reproducible visits and damaged pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dataset import BaseDataset
+from mmengine.logging import print_log
+
+from pixnerd_plugin.datasets.faults import DamagedPicture, Tally, TooManyDamaged
+from pixnerd_plugin.datasets.visits import seeded
+from pixnerd_plugin.registry import TRANSFORMS, build
+
+# Below this many visits a share of damaged ones says little: a few in a row are chance.
+_MIN_VISITS_JUDGED = 10_000
+
+
+class PictureDataset(BaseDataset):
+    """mmengine's BaseDataset with reproducible visits and damaged pictures skipped.
+
+    Indexed with a plain int, transforms draw from the global generators. Indexed with a `Visit`, as
+    `ResumableSampler` does, they draw from generators seeded by that visit alone.
+
+    A picture whose pipeline raises `DamagedPicture` or returns None is named in the log once, counted (`num_damaged`),
+    and replaced by another, whose index depends on the visit and the damaged index only.
+
+    Args:
+        pipeline: transforms, built or as dicts for the `TRANSFORMS` registry (mmcv's included).
+        max_damaged: largest share, in [0, 1], of damaged pictures among those seen so far (counted over all workers of
+            this rank, each picture once); `TooManyDamaged` is raised above it.
+        kwargs: mmengine's `BaseDataset` arguments.
+    """
+
+    fingerprint: str
+    """Identifies the list of samples (not their content): equal for equal data, wherever it is kept."""
+
+    def __init__(self, pipeline: Sequence[Any] = (), max_damaged: float = 0.01, **kwargs: Any):
+        if not 0 <= max_damaged <= 1:
+            raise ValueError(f'max_damaged is a share in [0, 1], not {max_damaged}')
+        self.max_damaged = max_damaged
+        # mmengine's Compose looks names up in the default scope, which is set inside a Runner only.
+        super().__init__(pipeline=[build(TRANSFORMS, step) for step in pipeline], **kwargs)
+
+    def full_init(self) -> None:
+        if self._fully_initialized:
+            return
+        super().full_init()
+        self._damaged = Tally(len(self))
+        self._visits = torch.zeros(1, dtype=torch.int64).share_memory_()
+
+    @property
+    def num_damaged(self) -> int:
+        """How many different pictures were found damaged so far, by any worker of this rank."""
+        return len(self._damaged)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        self.full_init()
+        entropy = getattr(index, 'entropy', ())
+        with seeded(entropy) if entropy else nullcontext():
+            return self._visit(int(index), entropy)
+
+    def _visit(self, index: int, entropy: tuple[int, ...]) -> dict[str, Any]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f'index {index} is outside a dataset of {len(self)} pictures')
+        index %= len(self)
+        replacements = None
+        while True:
+            self._visits += 1
+            try:
+                sample = self.prepare_data(index)
+                if sample is None:
+                    raise DamagedPicture('the pipeline returned None')
+                return sample
+            except DamagedPicture as fault:
+                self._report_damaged(index, fault)
+            replacements = replacements or np.random.default_rng((*entropy, index))
+            index = int(replacements.integers(len(self)))
+
+    def _report_damaged(self, index: int, fault: DamagedPicture) -> None:
+        if self._damaged.add(index):
+            log_fault(f'damaged picture skipped: {self.describe(index)}: {fault}')
+        seen = min(len(self), max(int(self._visits), _MIN_VISITS_JUDGED))
+        if self.num_damaged > self.max_damaged * seen or self.num_damaged == len(self):
+            raise TooManyDamaged(
+                f'{self.num_damaged} damaged pictures among {seen}, more than max_damaged={self.max_damaged} allows; '
+                f'the last is {self.describe(index)} ({fault}); repair or remove the files named in the log'
+            )
+
+    def describe(self, index: int) -> str:
+        """Name sample `index` for a person."""
+        return str(self.get_data_info(index).get('img_path', f'sample {index}'))
+
+
+def log_fault(message: str) -> None:
+    """Log a fault of the data from any rank or worker."""
+    # At ERROR level because mmengine's logger drops what ranks other than 0 say below it. File names need not be UTF-8.
+    message = message.encode('utf-8', 'backslashreplace').decode()
+    print_log(message, logger='current', level=logging.ERROR)
+
+
+def digest(parts: Iterable[str]) -> str:
+    """Return 16 hexadecimal digits that identify `parts` and their order."""
+    sha = hashlib.sha256()
+    for part in parts:
+        sha.update(part.encode('utf-8', 'surrogateescape') + b'\0')
+    return sha.hexdigest()[:16]

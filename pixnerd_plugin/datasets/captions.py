@@ -1,0 +1,85 @@
+"""Captions: parsing them, and what datasets of captioned pictures share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from pixnerd_plugin.datasets.base import PictureDataset, log_fault
+from pixnerd_plugin.datasets.faults import Tally
+
+CAPTION_SUFFIXES = ('.txt', '.json')
+
+# A data set whose captions are all unreadable should not fill the disk with log lines.
+_MAX_NAMED = 100
+
+
+def parse_captions(encoded: bytes, suffix: str, key: str = 'caption') -> list[str]:
+    """Return the captions (at least one, none empty) in a file's bytes.
+
+    Args:
+        encoded: UTF-8; `.txt` has one caption a line; `.json` an object whose field `key` is a text or a list of texts.
+        suffix: '.txt' or '.json'.
+
+    Raises:
+        ValueError: not UTF-8, not JSON, no such field, or nothing in it.
+    """
+    text = encoded.decode('utf-8-sig')
+    captions: Any
+    if suffix == '.txt':
+        captions = text.splitlines()
+    else:
+        fields = json.loads(text)
+        found = fields.get(key) if isinstance(fields, dict) else None
+        captions = [found] if isinstance(found, str) else found
+        if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+            raise ValueError(f'no text or list of texts in the JSON field {key!r}')
+    captions = [caption.strip() for caption in captions if caption.strip()]
+    if not captions:
+        raise ValueError('no caption in it')
+    return captions
+
+
+class CaptionedDataset(PictureDataset):
+    """A dataset whose samples have `captions` (all of them) and `text` (the first; `RandomCaption` chooses another).
+
+    A picture whose caption is missing or unreadable keeps its place with an empty caption, the unconditional one. It is
+    counted (`num_uncaptioned`) and the first 100 are named in the log.
+
+    Args:
+        caption_key: field of `.json` captions.
+        kwargs: `PictureDataset`'s arguments.
+    """
+
+    def __init__(self, caption_key: str = 'caption', **kwargs: Any):
+        self.caption_key = caption_key
+        super().__init__(**kwargs)
+
+    def full_init(self) -> None:
+        if self._fully_initialized:
+            return
+        super().full_init()
+        self._uncaptioned = Tally(len(self))
+
+    @property
+    def num_uncaptioned(self) -> int:
+        """How many different pictures were found without a caption so far, by any worker of this rank."""
+        return len(self._uncaptioned)
+
+    def with_captions(self, info: dict[str, Any], read: Callable[[], tuple[bytes, str]]) -> dict[str, Any]:
+        """Add captions to a sample.
+
+        Args:
+            info: the sample, with `sample_idx` and `img_path`.
+            read: returns the caption's bytes and suffix; raises OSError or ValueError where there is none.
+        """
+        try:
+            info['captions'] = parse_captions(*read(), self.caption_key)
+        except (OSError, ValueError, RecursionError) as fault:
+            info['captions'] = ['']
+            if self._uncaptioned.add(info['sample_idx']) and self.num_uncaptioned <= _MAX_NAMED:
+                more = '; further ones are only counted' if self.num_uncaptioned == _MAX_NAMED else ''
+                log_fault(f'picture without a caption: {info["img_path"]}: {fault}{more}')
+        info['text'] = info['captions'][0]
+        return info

@@ -1,0 +1,55 @@
+"""scikit-learn's digits: 1797 scans of 8×8 pixels that come with the library, for demos and tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pixnerd_plugin.datasets.base import PictureDataset, digest
+from pixnerd_plugin.registry import DATASETS
+
+_NUM_TEST = 360
+
+
+@DATASETS.register_module()
+class DigitsDataset(PictureDataset):
+    """The handwritten digits of scikit-learn, as RGB pictures of any size, held in memory.
+
+    Samples are ``dict(img, label)`` with img (size, size, 3) uint8, so the pipeline needs no `LoadRGB`.
+
+    Args:
+        size: side in pixels; the 8×8 originals are interpolated with Pillow's bicubic filter.
+        split: 'train' (1437 digits), 'test' (the other 360, the same always) or 'all'.
+        kwargs: `PictureDataset`'s arguments.
+    """
+
+    METAINFO = dict(classes=tuple('0123456789'))
+
+    def __init__(self, size: int = 32, split: str = 'train', **kwargs: Any):
+        if not isinstance(size, int) or size < 8:
+            raise ValueError(f'size is at least the 8 pixels of the originals, not {size!r}')
+        if split not in ('train', 'test', 'all'):
+            raise ValueError(f"split is 'train', 'test' or 'all', not {split!r}")
+        self.size, self.split = size, split
+        super().__init__(**kwargs)
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        order = np.random.default_rng(0).permutation(len(digits.images))
+        parts = dict(train=np.sort(order[_NUM_TEST:]), test=np.sort(order[:_NUM_TEST]), all=np.sort(order))
+        self.fingerprint = digest(['digits', self.split, str(self.size)])
+        return [dict(img=self._render(digits.images[i]), label=int(digits.target[i])) for i in parts[self.split]]
+
+    def _render(self, values: np.ndarray) -> np.ndarray:
+        """Turn (8, 8) values in [0, 16] into a (size, size, 3) uint8 picture."""
+        # In floats, so that the values are rounded once.
+        smooth = Image.fromarray(values.astype(np.float32)).resize((self.size, self.size), Image.Resampling.BICUBIC)
+        grey = np.clip(np.asarray(smooth) * (255 / 16), 0, 255).round().astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+
+    def describe(self, index: int) -> str:
+        return f'digit {index}'

@@ -1,0 +1,201 @@
+"""Transforms, mmcv style: a dict in, the dict out, the picture in ``results['img']``, (H, W, 3) uint8 RGB.
+
+mmcv's own transforms (RandomFlip, RandomGrayscale, ...) can stand anywhere between `LoadRGB` and `PackInputs`.
+What is random draws from numpy's global generator, as in mmcv; the dataset seeds it for each visit.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from mmcv.transforms import BaseTransform
+from PIL import Image, ImageOps
+
+from pixnerd_plugin.datasets.faults import DamagedPicture
+from pixnerd_plugin.registry import TRANSFORMS
+
+# What Pillow's decoders were seen to raise on damaged files.
+_DECODE_ERRORS = (
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """Convert a picture of any mode to RGB: transparency over white, 16 bits to their upper 8."""
+    if picture.mode == 'F':
+        raise DamagedPicture('floating-point pixels, whose white is unknown')
+    if picture.mode.startswith('I'):
+        picture = Image.fromarray((np.clip(np.asarray(picture), 0, 65535) >> 8).astype(np.uint8))
+    elif picture.mode in ('LA', 'PA', 'RGBA', 'RGBa') or 'transparency' in picture.info:
+        picture = picture.convert('RGBA')
+        picture = Image.alpha_composite(Image.new('RGBA', picture.size, 'white'), picture)
+    return picture.convert('RGB')
+
+
+def adm_center_crop(picture: Image.Image, size: int) -> Image.Image:
+    """Resize the short side to `size` and crop the centre square, as ADM does (Dhariwal and Nichol, 2021).
+
+    Box filters halve the picture while its short side is at least twice `size`; a bicubic one does the rest.
+    """
+    while min(picture.size) >= 2 * size:
+        picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
+    scale = size / min(picture.size)
+    picture = _resize(picture, round(picture.width * scale), round(picture.height * scale), Image.Resampling.BICUBIC)
+    return _crop(picture, (picture.width - size) // 2, (picture.height - size) // 2, size, size)
+
+
+def resize_center_crop(picture: Image.Image, height: int, width: int) -> Image.Image:
+    """Resize with an antialiased bilinear filter until (height, width) is just covered, and crop its centre."""
+    scale = max(width / picture.width, height / picture.height)
+    covering = max(width, int(picture.width * scale)), max(height, int(picture.height * scale))
+    picture = _resize(picture, *covering, Image.Resampling.BILINEAR)
+    left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
+    return _crop(picture, left, top, width, height)
+
+
+def _resize(picture: Image.Image, width: int, height: int, resample: Image.Resampling) -> Image.Image:
+    # One row of 20000 pixels would become 4 GB before its centre is cut out.
+    if Image.MAX_IMAGE_PIXELS and width * height > Image.MAX_IMAGE_PIXELS:
+        raise DamagedPicture(f'{picture.width}x{picture.height} is too elongated: resized it is {width}x{height}')
+    return picture.resize((width, height), resample)
+
+
+def _crop(picture: Image.Image, left: int, top: int, width: int, height: int) -> Image.Image:
+    return picture.crop((left, top, left + width, top + height))
+
+
+def _picture(results: dict[str, Any]) -> Image.Image:
+    return Image.fromarray(np.ascontiguousarray(results['img']))
+
+
+def _with_picture(results: dict[str, Any], picture: Image.Image) -> dict[str, Any]:
+    results['img'] = np.asarray(picture)
+    results['img_shape'] = results['img'].shape[:2]
+    return results
+
+
+def _positive(size: int) -> int:
+    if not isinstance(size, int) or size <= 0:
+        raise ValueError(f'size is a positive number of pixels, not {size!r}')
+    return size
+
+
+@TRANSFORMS.register_module()
+class LoadRGB(BaseTransform):
+    """Decode ``results['img_bytes']`` if present, else the file ``results['img_path']``, to RGB; any mode Pillow reads.
+
+    Args:
+        exif_orientation: turn the picture as its EXIF tag says. ADM's reference statistics were made without.
+
+    Raises:
+        DamagedPicture: the picture cannot be decoded.
+    """
+
+    def __init__(self, exif_orientation: bool = True):
+        self.exif_orientation = exif_orientation
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        encoded = results.pop('img_bytes', None)
+        try:
+            with Image.open(results['img_path'] if encoded is None else io.BytesIO(encoded)) as picture:
+                picture.load()
+                rgb = to_rgb(ImageOps.exif_transpose(picture) if self.exif_orientation else picture)
+        except _DECODE_ERRORS as error:
+            raise DamagedPicture(f'{type(error).__name__}: {error}') from error
+        results = _with_picture(results, rgb)
+        results['ori_shape'] = results['img_shape']
+        return results
+
+
+@TRANSFORMS.register_module()
+class ADMCenterCrop(BaseTransform):
+    """ADM's resize and centre crop to (size, size), the ImageNet recipe; see `adm_center_crop`."""
+
+    def __init__(self, size: int):
+        self.size = _positive(size)
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        return _with_picture(results, adm_center_crop(_picture(results), self.size))
+
+
+@TRANSFORMS.register_module()
+class ResizeCenterCrop(BaseTransform):
+    """Bilinear resize and centre crop, the text-to-image recipe; see `resize_center_crop`.
+
+    Args:
+        size: side of the square, or (height, width), in pixels.
+    """
+
+    def __init__(self, size: int | tuple[int, int]):
+        height, width = (size, size) if isinstance(size, int) else size
+        self.height, self.width = _positive(height), _positive(width)
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        return _with_picture(results, resize_center_crop(_picture(results), self.height, self.width))
+
+
+@TRANSFORMS.register_module()
+class RandomCropResize(BaseTransform):
+    """Cut out a random square and resize it (antialiased bicubic) to (size, size), for fine-tuning on few pictures.
+
+    Args:
+        size: side of the result in pixels.
+        min_scale: smallest side of the square as a share of the picture's short side, in (0, 1].
+    """
+
+    def __init__(self, size: int, min_scale: float = 0.8):
+        if not 0 < min_scale <= 1:
+            raise ValueError(f'min_scale is a share in (0, 1], not {min_scale}')
+        self.size, self.min_scale = _positive(size), min_scale
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        picture = _picture(results)
+        side = np.random.uniform(self.min_scale, 1) * min(picture.size)
+        left, top = np.random.uniform(0, picture.width - side), np.random.uniform(0, picture.height - side)
+        square = (left, top, left + side, top + side)
+        return _with_picture(results, picture.resize((self.size, self.size), Image.Resampling.BICUBIC, box=square))
+
+
+@TRANSFORMS.register_module()
+class RandomCaption(BaseTransform):
+    """Choose ``results['text']`` among ``results['captions']``, anew at each visit. Without it, text is the first."""
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        captions = results['captions']
+        results['text'] = captions[np.random.randint(len(captions))]
+        return results
+
+
+@TRANSFORMS.register_module()
+class PackInputs(BaseTransform):
+    """End a pipeline: ``dict(inputs=uint8 (3, H, W) RGB, data_samples={key: value})``.
+
+    Args:
+        keys: entries handed on in `data_samples` where they exist.
+    """
+
+    def __init__(self, keys: Sequence[str] = ('label', 'text', 'sample_idx')):
+        self.keys = tuple(keys)
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        img = results['img']
+        if img.dtype != np.uint8 or img.ndim != 3 or img.shape[2] != 3:
+            raise ValueError(f'PackInputs takes an (H, W, 3) uint8 picture, not {img.shape} {img.dtype}')
+        inputs = torch.from_numpy(np.array(img.transpose(2, 0, 1), order='C'))
+        return dict(inputs=inputs, data_samples={key: results[key] for key in self.keys if key in results})
