@@ -1,0 +1,44 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help demo test lint comfy clean distclean
+help:
+	@echo 'make demo                train PixNerd on handwritten digits on this machine and draw pictures with it'
+	@echo 'make test                run the tests'
+	@echo 'make lint                ruff and mypy'
+	@echo 'make comfy COMFYUI=DIR   link this checkout into a ComfyUI'
+	@echo 'make clean               remove caches and build products; distclean removes $(VENV) too'
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo 'Installing into $(VENV), once; this takes some minutes.'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint]'
+	@touch $@
+
+# --resume: an interrupted demo goes on where it stopped.
+demo: $(STAMP)
+	@$(BIN)/python tools/train.py mm_configs/pixnerd_digits.py --work-dir work_dirs/digits --resume
+	@$(BIN)/python tools/demo_digits.py
+
+# One thread each: the tests start several processes, which would otherwise fight over the cores.
+test: $(STAMP)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+lint: $(STAMP)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+comfy:
+	@test -d '$(COMFYUI)/custom_nodes' || { echo 'make comfy COMFYUI=DIR: no custom_nodes in "$(COMFYUI)"; DIR is the folder with ComfyUI'"'"'s main.py' >&2; exit 1; }
+	@ln -sfn '$(CURDIR)' '$(COMFYUI)/custom_nodes/pixnerd'
+	@echo 'Linked as $(COMFYUI)/custom_nodes/pixnerd; restart ComfyUI.'
+
+clean:
+	@rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean
+	@rm -rf $(VENV)
