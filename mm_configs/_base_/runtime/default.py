@@ -1,0 +1,27 @@
+default_scope = 'pixnerd'
+
+default_hooks = dict(
+    timer=dict(type='IterTimerHook'),
+    logger=dict(type='LoggerHook', interval=100, log_metric_by_epoch=False),
+    param_scheduler=dict(type='ParamSchedulerHook'),
+    ema=dict(type='EMAHook', decay=0.9999),
+    checkpoint=dict(type='AtomicCheckpointHook', interval=10_000, max_keep_ckpts=3, keep_every=100_000),
+    sampler_seed=None,  # ResumableSampler never ends, so there are no epochs to seed
+)
+log_processor = dict(by_epoch=False, window_size=100)
+log_level = 'INFO'
+
+# For Weights & Biases (pip install wandb), inherit _base_/runtime/wandb.py instead of this file.
+visualizer = dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')])
+
+env_cfg = dict(
+    cudnn_benchmark=False,
+    mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
+    dist_cfg=dict(backend='nccl', timeout=1800),
+)
+model_wrapper_cfg = dict(type='MMDistributedDataParallel', broadcast_buffers=False, gradient_as_bucket_view=True)
+
+# Initial weights; the loop mixes rank and iteration into the seed of times and noise, the sampler has a seed of its own.
+randomness = dict(seed=0, diff_rank_seed=True)
+load_from = None
+resume = False

@@ -1,0 +1,137 @@
+"""What the commands in ``tools/`` share: errors in one line, configs, devices, finding the checkpoint to resume."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import sys
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """End the program with one line on stderr and exit code 1 for what its user can put right.
+
+    That is every ValueError, OSError and FloatingPointError, and a part that no registry knows. Anything else is a
+    fault of the program and keeps its traceback; PIXNERD_TRACEBACK=1 shows it for all of them.
+    """
+    try:
+        yield
+    except (ValueError, OSError, FloatingPointError, KeyError) as error:
+        is_unknown_key = isinstance(error, KeyError) and 'registry' not in str(error)
+        if is_unknown_key or os.environ.get('PIXNERD_TRACEBACK'):
+            raise
+        rank = f'[rank {os.environ["RANK"]}] ' if 'RANK' in os.environ else ''
+        sys.exit(f'{rank}error: {_one_line(error)}')
+    except KeyboardInterrupt:
+        sys.exit('interrupted')
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error.args[0]) if isinstance(error, KeyError) else str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    # A loader's worker passes its whole traceback on, the message last.
+    return lines[-1] if lines[0].startswith('Caught ') else ' '.join(lines)
+
+
+def load_config(path: str, options: Mapping[str, Any] | None = None) -> Any:
+    """Read a config file and merge ``options`` (dotted names to values) into it.
+
+    Raises:
+        FileNotFoundError: if the file or one of its bases is missing.
+    """
+    from mmengine.config import Config
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'config {path} does not exist; the configs that come with PixNerd are in mm_configs/')
+    config = Config.fromfile(path)
+    config.merge_from_dict(dict(options or {}))
+    return config
+
+
+def hide_broken_torchvision() -> None:
+    """Let a torchvision that fails to import count as absent.
+
+    PyPI's is built for CUDA; beside a CPU build of torch its import raises RuntimeError, which would end mmengine's
+    Runner although nothing here needs torchvision.
+    """
+    if importlib.util.find_spec('torchvision') is None:
+        return
+    try:
+        importlib.import_module('torchvision')
+    except (ImportError, RuntimeError, OSError, AttributeError):
+        for name in [name for name in sys.modules if name.split('.')[0] == 'torchvision']:
+            del sys.modules[name]
+        sys.modules['torchvision'] = None  # type: ignore[assignment]
+
+
+def set_up_processes(config: Any, launcher: str) -> None:
+    """Prepare ``config`` for one of several processes: on GPUs, or with gloo where there is no CUDA.
+
+    Raises:
+        ValueError: if the launcher's variables are missing or there are more processes than GPUs.
+    """
+    import torch
+
+    config.launcher = launcher
+    if launcher == 'none':
+        return
+    if launcher == 'pytorch' and 'LOCAL_RANK' not in os.environ:
+        raise ValueError('--launcher pytorch is for processes started by torchrun; use tools/dist_train.sh CONFIG GPUS')
+    if torch.cuda.is_available():
+        processes, gpus = int(os.environ.get('LOCAL_WORLD_SIZE', 1)), torch.cuda.device_count()
+        if processes > gpus:
+            raise ValueError(
+                f'{processes} processes were asked for on a machine with {gpus} GPUs; start at most {gpus}'
+            )
+        return
+    if launcher != 'pytorch':
+        raise ValueError(f'--launcher {launcher} needs GPUs and finds none; on CPUs use tools/dist_train.sh')
+    # mmengine would choose a CUDA device here, which fails on a CPU build, unless it finds the group already there.
+    timeout = config.get('env_cfg', {}).get('dist_cfg', {}).get('timeout', 1800)
+    torch.distributed.init_process_group('gloo', timeout=timedelta(seconds=timeout))
+    wrapper = config.get('model_wrapper_cfg') or dict(type='MMDistributedDataParallel', broadcast_buffers=False)
+    config.model_wrapper_cfg = dict(wrapper, device_ids=None)
+
+
+def require_checkpoint(path: str | Path) -> Path:
+    """Return ``path`` if it looks like a whole checkpoint.
+
+    Raises:
+        FileNotFoundError: if it does not exist.
+        ValueError: if it is cut short or of another kind.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'checkpoint {path} does not exist')
+    # The directory of a zip archive is at its end, so a file cut short has none.
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f'checkpoint {path} is cut short or no checkpoint; take the one before it')
+    return path
+
+
+def find_checkpoint(work_dir: str | Path) -> Path | None:
+    """Return the last checkpoint written in ``work_dir`` or, if it is damaged, the one before; None if there is none."""
+    pointer = Path(work_dir) / 'last_checkpoint'
+    if not pointer.is_file():
+        return None
+    # Only the name: the folder may have been moved since.
+    last = _step(pointer.read_text().strip())
+    candidates = [path for path in Path(work_dir).glob('*.pth') if 0 <= _step(path.name) <= last]
+    for path in sorted(candidates, key=lambda path: _step(path.name), reverse=True):
+        try:
+            return require_checkpoint(path)
+        except ValueError as error:
+            print(f'warning: {error}', file=sys.stderr)
+    return None
+
+
+def _step(name: str) -> int:
+    match = re.search(r'(?:iter|epoch)_(\d+)\.pth$', name)
+    return int(match[1]) if match else -1
