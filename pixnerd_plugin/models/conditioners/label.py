@@ -1,0 +1,87 @@
+"""Class labels as the condition of class-to-image models."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pixnerd_plugin.registry import MODELS
+
+from .base import Conditioner
+
+
+@MODELS.register_module()
+class LabelConditioner(Conditioner):
+    """Class numbers or names to class ids; the null condition is ``num_classes``.
+
+    Args:
+        num_classes: Number of classes, the null class not counted.
+        class_names: One name per class, in order of the class number, or a text file with one per line. A name may
+            hold several separated by commas (``'tench, Tinca tinca'``); each of them is understood, whatever its case.
+    """
+
+    def __init__(self, num_classes: int, class_names: Sequence[str] | str | Path | None = None):
+        if num_classes < 1:
+            raise ValueError(f'num_classes is {num_classes}, at least 1 is needed')
+        if isinstance(class_names, (str, Path)):
+            class_names = Path(class_names).expanduser().read_text(encoding='utf-8').splitlines()
+        if class_names is not None and len(class_names) != num_classes:
+            raise ValueError(f'{len(class_names)} class names were given for {num_classes} classes')
+        self.num_classes = num_classes
+        self.class_names = None if class_names is None else list(class_names)
+        self._ids: dict[str, set[int]] = defaultdict(set)
+        for class_id, name in enumerate(self.class_names or []):
+            for synonym in (name, *name.split(',')):
+                self._ids[_fold(synonym)].add(class_id)
+
+    def __call__(self, inputs: Sequence[int | str]) -> Tensor:
+        """Class numbers (``207``, ``'207'``) or names to ids, shape (B,), long.
+
+        Raises:
+            ValueError: A number out of range, or a name that is unknown or belongs to several classes.
+        """
+        return torch.tensor([self._parse(label) for label in inputs], dtype=torch.long, device=self.device)
+
+    def null(self, batch_size: int) -> Tensor:
+        """The null class, shape (B,), long."""
+        return torch.full((batch_size,), self.num_classes, dtype=torch.long, device=self.device)
+
+    def from_batch(self, data_samples: Mapping[str, Any]) -> Tensor:
+        """``data_samples['label']``, shape (B,), to class ids of that shape, long."""
+        if 'label' not in data_samples:
+            raise ValueError(f'the batch has no label, only {sorted(data_samples)}: the pipeline must keep it')
+        labels = torch.as_tensor(data_samples['label'])
+        # On an accelerator this check would stall every step; labels come from the loader on the CPU.
+        if labels.device.type == 'cpu' and len(labels):
+            for extreme in (int(labels.min()), int(labels.max())):
+                self._check_range(extreme)
+        return labels.to(self.device, torch.long, non_blocking=True)
+
+    def _parse(self, label: int | str) -> int:
+        if isinstance(label, str):
+            ids = self._ids.get(_fold(label), set())
+            if len(ids) > 1:
+                raise ValueError(f'class name {label!r} is shared by classes {sorted(ids)}: give the number')
+            if ids:
+                return next(iter(ids))
+            try:
+                label = int(label)
+            except ValueError:
+                known = f'one of {self.num_classes} names such as {self.class_names[0]!r}' if self.class_names else ''
+                expected = f'{known} or a number' if known else 'a number, as this model has no class names'
+                raise ValueError(f'class {label!r} is unknown: give {expected}') from None
+        return self._check_range(int(label))
+
+    def _check_range(self, class_id: int) -> int:
+        if not 0 <= class_id < self.num_classes:
+            raise ValueError(f'class {class_id} is out of range: this model has classes 0 to {self.num_classes - 1}')
+        return class_id
+
+
+def _fold(name: str) -> str:
+    return ' '.join(name.replace('_', ' ').casefold().split())

@@ -1,0 +1,145 @@
+"""Prompts as the condition of text-to-image models: the last hidden state of a frozen Qwen3."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pixnerd_plugin.models.frozen import FrozenModel, find_pretrained, load_pretrained, resolve_dtype
+from pixnerd_plugin.registry import MODELS
+
+from .base import Conditioner
+
+EXAMPLE = 'Qwen/Qwen3-1.7B'
+
+
+@MODELS.register_module()
+class Qwen3TextEncoder(Conditioner):
+    """Prompts to the last hidden state of Qwen3 after its final norm, shape (B, max_length, dim).
+
+    The prompt is encoded as it is, without chat template, right padded or cut to ``max_length`` tokens. The folder is
+    checked at once; the weights are read at the first prompt.
+
+    Args:
+        model: Folder of a Qwen3 model in transformers layout with safetensors weights, or its hub id if it is in the
+            local cache. Nothing is downloaded.
+        max_length: Tokens per prompt, padding included.
+        dtype: ``'bfloat16'`` or ``'float32'``: of the computation and of the result. The weights are rounded to
+            bfloat16 either way, see ``_load_qwen3``.
+
+    Raises:
+        FileNotFoundError, ValueError: ``model`` is missing, incomplete or no Qwen3.
+    """
+
+    def __init__(self, model: str | Path, max_length: int = 128, dtype: str = 'bfloat16'):
+        if max_length < 1:
+            raise ValueError(f'max_length is {max_length}, at least 1 is needed')
+        self.max_length = max_length
+        self.dtype = resolve_dtype(dtype)
+        self.folder = find_pretrained(model, ('qwen3',), EXAMPLE)
+        self.tokenizer = _load_tokenizer(self.folder)
+        self.encoder = FrozenModel(partial(_load_qwen3, self.folder, self.dtype))
+        self._empty: Tensor | None = None
+
+    @property
+    def dim(self) -> int:
+        """Width of the embeddings."""
+        return self.encoder.module.config.hidden_size
+
+    def to(self, device: torch.device | str) -> Qwen3TextEncoder:
+        super().to(device)
+        self.encoder.to(device)
+        return self
+
+    def __call__(self, inputs: Sequence[str]) -> Tensor:
+        """Prompts to embeddings, shape (B, max_length, dim), in ``dtype``."""
+        ids, mask = self.tokenize(inputs)
+        # Encoding only the others keeps the empty prompt identical to `null`, whatever it is batched with.
+        filled = mask.any(dim=1)
+        embeds = self.null(len(ids)).clone()
+        if filled.any():
+            embeds[filled.to(self.device)] = self._encode(ids[filled], mask[filled])
+        return embeds
+
+    def null(self, batch_size: int) -> Tensor:
+        """The empty prompt, shape (B, max_length, dim), encoded once and cached."""
+        if self._empty is None:
+            ids, mask = self.tokenize([''])
+            # All padding. A mask of zeros means different things to different versions of transformers; the published
+            # weights were trained with the padding attending to itself.
+            self._empty = self._encode(ids, torch.ones_like(mask))
+        self._empty = self._empty.to(self.device)
+        return self._empty.expand(batch_size, -1, -1)
+
+    def from_batch(self, data_samples: Mapping[str, Any]) -> Tensor:
+        """Precomputed ``text_embeds`` (B, max_length, dim) if the batch has them, else its ``text`` encoded."""
+        if 'text_embeds' in data_samples:
+            embeds = data_samples['text_embeds']
+            expected = tuple(self.null(1).shape[1:])
+            if embeds.shape[1:] != expected:
+                raise ValueError(
+                    f'text_embeds are {tuple(embeds.shape)} in the batch, not (B, {expected[0]}, {expected[1]})'
+                )
+            return embeds.to(self.device, self.dtype, non_blocking=True)
+        if 'text' not in data_samples:
+            raise ValueError(f'the batch has no text or text_embeds, only {sorted(data_samples)}')
+        return self(data_samples['text'])
+
+    def tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Prompts to token ids and attention mask, both (B, max_length), long, on the CPU."""
+        if isinstance(prompts, str):
+            raise ValueError(f'prompts must be a list of strings, got the string {prompts!r}')
+        for prompt in prompts:
+            _check_prompt(prompt)
+        tokens = self.tokenizer(
+            list(prompts), padding='max_length', truncation=True, max_length=self.max_length, return_tensors='pt'
+        )
+        return tokens['input_ids'], tokens['attention_mask']
+
+    def _encode(self, ids: Tensor, mask: Tensor) -> Tensor:
+        output = self.encoder(input_ids=ids.to(self.device), attention_mask=mask.to(self.device), use_cache=False)
+        return output.last_hidden_state.to(self.dtype)
+
+
+def _check_prompt(prompt: Any) -> None:
+    if not isinstance(prompt, str):
+        raise ValueError(f'a prompt must be a string, got {prompt!r}')
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f'prompt {prompt!r} is not valid Unicode: {error.reason}') from None
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    if not (folder / 'tokenizer.json').is_file():
+        absent = [name for name in ('vocab.json', 'merges.txt') if not (folder / name).is_file()]
+        if absent:
+            raise FileNotFoundError(f'{folder} has no tokenizer: neither tokenizer.json nor {" and ".join(absent)}')
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f'the tokenizer in {folder} does not load: {str(error).splitlines()[0]}') from error
+    if tokenizer.pad_token_id is None:
+        raise ValueError(f'the tokenizer in {folder} has no padding token: use that of {EXAMPLE}')
+    tokenizer.padding_side = tokenizer.truncation_side = 'right'
+    return tokenizer
+
+
+def _load_qwen3(folder: Path, dtype: torch.dtype) -> nn.Module:
+    from transformers import Qwen3Config, Qwen3Model
+
+    config: Any = Qwen3Config.from_pretrained(folder, local_files_only=True)
+    # transformers 4 ignores the place where transformers 5 saves the rotary base, and takes 10000.
+    if hasattr(config, 'rope_theta') and getattr(config, 'rope_parameters', None):
+        config.rope_theta = config.rope_parameters['rope_theta']
+    model = load_pretrained(Qwen3Model, folder, config=config, dtype=torch.bfloat16)
+    # The release casts the whole module, which rounds the rotary inverse frequencies too, and PixNerd's weights were
+    # trained on that; so they are rounded before any computation in float32.
+    return model.to(torch.bfloat16).to(dtype)

@@ -1,0 +1,133 @@
+"""Frozen pretrained models kept beside the trained one: found offline, loaded once, in no state dict and no EMA."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
+
+
+class FrozenModel:
+    """A module that is used but never trained, loaded at its first call.
+
+    It is no ``nn.Module``, so a model holding one has none of its tensors in ``state_dict``, ``parameters`` or DDP;
+    copies of that model, the EMA among them, share it.
+
+    Args:
+        load: Builds the module on the CPU.
+    """
+
+    def __init__(self, load: Callable[[], nn.Module]):
+        self._load = load
+        self._module: nn.Module | None = None
+        self.device = torch.device('cpu')
+
+    @property
+    def module(self) -> Any:
+        """The loaded module; loads it if need be."""
+        if self._module is None:
+            # Loading may draw random numbers (on the CPU); training must not notice when it happened.
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(0)
+                self._module = self._load().eval().requires_grad_(False).to(self.device)
+        return self._module
+
+    def to(self, device: torch.device | str) -> FrozenModel:
+        """Set the device of the following calls; weights not loaded yet will be loaded there."""
+        device = torch.device(device)
+        if device != self.device:
+            self.device = device
+            if self._module is not None:
+                self._module.to(device)
+        return self
+
+    @torch.no_grad()
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(self.device.type, enabled=False):
+            return self.module(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FrozenModel:
+        return self
+
+
+def resolve_dtype(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise ValueError(f'dtype {name!r} is not one of {", ".join(DTYPES)}')
+    return DTYPES[name]
+
+
+def find_pretrained(model: str | Path, model_types: tuple[str, ...], example: str) -> Path:
+    """Return the folder of a transformers model, after checking that it holds one of the wanted kind.
+
+    Args:
+        model: A folder, or the hub id of a model that is in the local cache. Nothing is downloaded.
+        model_types: The accepted ``model_type`` values of its ``config.json``.
+        example: A hub id to name in error messages.
+
+    Raises:
+        FileNotFoundError: No such folder or cache entry, or a file is missing from it.
+        ValueError: It holds another kind of model.
+    """
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        folder = _find_in_cache(str(model), example)
+    if not (folder / 'config.json').is_file():
+        raise FileNotFoundError(f'{folder} has no config.json: give a folder in transformers layout, such as {example}')
+    try:
+        found = json.loads((folder / 'config.json').read_text(encoding='utf-8')).get('model_type')
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f'{folder / "config.json"} is not a transformers configuration: {error}') from None
+    if found not in model_types:
+        raise ValueError(f'{folder} holds a {found!r} model, {" or ".join(model_types)} is needed, such as {example}')
+    _require_weights(folder)
+    return folder
+
+
+def load_pretrained(model_class: Any, folder: Path, **kwargs: Any) -> nn.Module:
+    """``model_class.from_pretrained`` from safetensors only, refusing weights that do not fill the model exactly."""
+    from safetensors import SafetensorError
+
+    try:
+        model, info = model_class.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **kwargs
+        )
+    except (SafetensorError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ValueError(f'the weights in {folder} do not load (download them again): {reason}') from error
+    absent = sorted(info['missing_keys'])
+    if absent:
+        raise ValueError(
+            f'the weights in {folder} lack {len(absent)} tensors of {model_class.__name__}: {absent[0]}, …'
+        )
+    return model
+
+
+def _find_in_cache(model: str, example: str) -> Path:
+    fix = f'give an existing folder, or fetch one first: hf download {example} --local-dir FOLDER'
+    if not re.fullmatch(r'[\w-][\w.-]*/[\w.-]+', model):
+        raise FileNotFoundError(f'no folder {model}: {fix}')
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        raise FileNotFoundError(f'{model} is neither a folder nor a model in the hub cache: {fix}') from None
+
+
+def _require_weights(folder: Path) -> None:
+    index = folder / 'model.safetensors.index.json'
+    if index.is_file():
+        needed = sorted(set(json.loads(index.read_text(encoding='utf-8'))['weight_map'].values()))
+    else:
+        needed = ['model.safetensors']
+    absent = [name for name in needed if not (folder / name).is_file()]
+    if absent:
+        raise FileNotFoundError(f'{folder} lacks {", ".join(absent)}: weights are read from safetensors files only')
