@@ -1,0 +1,107 @@
+#!/usr/bin/env python
+"""Encode captions ahead of training, so that training need not run the text encoder.
+
+INPUT is a folder of captioned pictures, as the dataset CaptionFolder takes it (a .txt or .json beside each, which may
+hold several captions), or one text file with a prompt per line. The folder OUT gets safetensors shards for the
+transform LoadTextEmbedding.
+
+Run it again to go on after an interruption or after adding captions: what is there already is kept. To share the work,
+start it under torchrun, or once per machine with --num-shards and --shard; every process writes its own files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from pixnerd_plugin.cli import one_line_errors
+from pixnerd_plugin.datasets.captions import parse_captions
+from pixnerd_plugin.datasets.image_folder import CaptionFolder
+from pixnerd_plugin.datasets.text_embeddings import TextEmbeddingStore, caption_key
+from pixnerd_plugin.models.conditioners import Qwen3TextEncoder
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('input', type=Path, metavar='INPUT', help='folder of captioned pictures, or file of prompts')
+    parser.add_argument('out', type=Path, metavar='OUT', help='folder for the shards')
+    parser.add_argument('--model', required=True, help='folder (or cached hub id) of the text encoder, Qwen3-1.7B')
+    parser.add_argument('--caption-key', default='caption', help='field of .json captions (default: %(default)s)')
+    parser.add_argument('--max-length', type=int, default=128, help='tokens per caption (default: %(default)s)')
+    parser.add_argument('--dtype', default='bfloat16', help='bfloat16 or float32 (default: %(default)s)')
+    parser.add_argument('--batch-size', type=int, default=32, help='captions at once (default: %(default)s)')
+    parser.add_argument('--shard-size', type=int, default=1024, help='captions per file (default: %(default)s)')
+    parser.add_argument('--device', help='default: the GPU of this process if there is one, else the CPU')
+    parser.add_argument('--num-shards', type=int, default=int(os.environ.get('WORLD_SIZE', 1)), help='processes in all')
+    parser.add_argument('--shard', type=int, default=int(os.environ.get('RANK', 0)), help='which of them, from 0')
+    args = parser.parse_args()
+    if not 0 <= args.shard < args.num_shards:
+        parser.error(f'--shard {args.shard} is not between 0 and {args.num_shards - 1}')
+    if args.batch_size < 1 or args.shard_size < 1:
+        parser.error('--batch-size and --shard-size must be at least 1')
+    return args
+
+
+def read_captions(source: Path, caption_key: str) -> Iterator[str]:
+    """All captions of ``source``, in its order; an empty one for a picture whose caption is missing or unreadable."""
+    if source.is_dir():
+        pictures = CaptionFolder(str(source), caption_key=caption_key)
+        for index in tqdm(range(len(pictures)), 'reading captions', unit='picture', disable=None):
+            yield from pictures.get_data_info(index)['captions']
+        print(f'{source}: {pictures.num_uncaptioned} of {len(pictures)} pictures without a caption')
+    elif source.is_file():
+        try:
+            yield from parse_captions(source.read_bytes(), '.txt')
+        except ValueError as error:
+            raise ValueError(f'{source}: {error}') from None
+    else:
+        raise FileNotFoundError(f'{source} is neither a folder of captioned pictures nor a file of prompts')
+
+
+def default_device() -> str:
+    """The GPU of this process, as torchrun numbers it, if there is one."""
+    return f'cuda:{os.environ.get("LOCAL_RANK", 0)}' if torch.cuda.is_available() else 'cpu'
+
+
+def main() -> None:
+    args = parse_args()
+    encoder = Qwen3TextEncoder(args.model, args.max_length, args.dtype).to(args.device or default_device())
+    settings = {'model': encoder.folder.resolve().name, 'max_length': str(args.max_length), 'dtype': args.dtype}
+
+    # The empty caption is that of pictures without one. A caption belongs to the process that its digest names, so that
+    # a repeated one is encoded once.
+    captions = dict.fromkeys(['', *read_captions(args.input, args.caption_key)])
+    own = [text for text in captions if int.from_bytes(caption_key(text), 'big') % args.num_shards == args.shard]
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    store = TextEmbeddingStore(args.out)
+    if store.settings not in (None, settings):
+        raise ValueError(f'{args.out} holds embeddings made with {store.settings}, not {settings}: choose another OUT')
+    todo = [text for text in own if text not in store]
+
+    name = f'text-{args.shard:04d}-of-{args.num_shards:04d}'
+    number = 1 + max((int(shard.stem[-6:]) for shard in store.shards if shard.name.startswith(name)), default=-1)
+    if todo:
+        encoder.null(1)  # loads the weights, which has a progress bar of its own
+    hidden = 'RANK' in os.environ and args.shard > 0
+    with tqdm(total=len(own), initial=len(own) - len(todo), unit='caption', disable=hidden) as progress:
+        for start in range(0, len(todo), args.shard_size):
+            part = todo[start : start + args.shard_size]
+            batches = []
+            for index in range(0, len(part), args.batch_size):
+                batches.append(encoder(part[index : index + args.batch_size]).cpu())
+                progress.update(len(batches[-1]))
+            store.write(f'{name}-{number:06d}', part, torch.cat(batches), settings)
+            number += 1
+
+    print(f'{args.out}: {len(own)} captions of this process, {len(todo)} of them new')
+
+
+if __name__ == '__main__':
+    with one_line_errors():
+        main()
