@@ -7,6 +7,7 @@ from pixnerd_plugin.datasets.faults import DamagedPicture, TooManyDamaged
 from pixnerd_plugin.datasets.image_folder import CaptionFolder, ImageFolder
 from pixnerd_plugin.datasets.sampler import ResumableSampler
 from pixnerd_plugin.datasets.shards import ShardDataset
+from pixnerd_plugin.datasets.text_embeddings import LoadTextEmbedding
 from pixnerd_plugin.datasets.transforms import (
     ADMCenterCrop,
     LoadRGB,
@@ -24,6 +25,7 @@ __all__ = [
     'DigitsDataset',
     'ImageFolder',
     'LoadRGB',
+    'LoadTextEmbedding',
     'PackInputs',
     'PictureDataset',
     'RandomCaption',

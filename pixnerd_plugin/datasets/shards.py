@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pixnerd_plugin.atomic import atomic_path
 from pixnerd_plugin.datasets.base import digest
 from pixnerd_plugin.datasets.captions import CAPTION_SUFFIXES, CaptionedDataset
 from pixnerd_plugin.datasets.faults import DamagedPicture
@@ -47,22 +48,15 @@ class Shard(NamedTuple):
 
 def write_shard_index(path: str, shards: Iterable[tuple[Shard, np.ndarray]]) -> None:
     """Write an index atomically, from each shard and its pairs (their `shard` field is filled in here)."""
-    temporary, written, sha = f'{path}.tmp-{os.getpid()}', [], hashlib.sha256()
-    try:
-        with open(temporary, 'wb') as file:
-            for number, (shard, pairs) in enumerate(shards):
-                pairs['shard'] = number
-                file.write(pairs.tobytes())
-                sha.update(pairs.tobytes())
-                written.append(shard)
-            footer = json.dumps(dict(shards=written, records_sha256=sha.hexdigest())).encode()
-            file.write(footer + len(footer).to_bytes(8, 'little') + _MAGIC)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
+    written, sha = [], hashlib.sha256()
+    with atomic_path(path) as temporary, open(temporary, 'wb') as file:
+        for number, (shard, pairs) in enumerate(shards):
+            pairs['shard'] = number
+            file.write(pairs.tobytes())
+            sha.update(pairs.tobytes())
+            written.append(shard)
+        footer = json.dumps(dict(shards=written, records_sha256=sha.hexdigest())).encode()
+        file.write(footer + len(footer).to_bytes(8, 'little') + _MAGIC)
 
 
 class ShardIndex:

@@ -190,7 +190,7 @@ class PackInputs(BaseTransform):
         keys: entries handed on in `data_samples` where they exist.
     """
 
-    def __init__(self, keys: Sequence[str] = ('label', 'text', 'sample_idx')):
+    def __init__(self, keys: Sequence[str] = ('label', 'text', 'text_embeds', 'sample_idx')):
         self.keys = tuple(keys)
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:

@@ -1,3 +1,4 @@
+import gc
 import json
 import logging
 import warnings
@@ -90,13 +91,17 @@ def test_workers_share_the_count_of_damaged_pictures(class_folder):
 
 
 @pytest.mark.parametrize('workers', [0, 2])
-def test_too_many_damaged_pictures_stop_with_one_line(class_folder, workers):
+def test_too_many_damaged_pictures_stop_with_one_line(class_folder, workers, monkeypatch):
+    # torch waits this long for each worker of a loader that failed.
+    monkeypatch.setattr('torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL', 0.1)
     for path in class_folder.glob('class1/*.png'):
         path.write_bytes(b'')
     with pytest.raises(TooManyDamaged) as stopped:
         list(DataLoader(image_folder(class_folder, max_damaged=0.2), num_workers=workers))
     assert str(stopped.value).startswith('3 damaged pictures among 12, more than max_damaged=0.2 allows; the last is ')
     assert '\n' not in str(stopped.value)
+    del stopped
+    gc.collect()
 
 
 def test_only_damaged_pictures_stop_even_if_all_are_allowed(class_folder):
