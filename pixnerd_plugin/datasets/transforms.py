@@ -45,7 +45,7 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     elif picture.mode in ('LA', 'PA', 'RGBA', 'RGBa') or 'transparency' in picture.info:
         picture = picture.convert('RGBA')
         picture = Image.alpha_composite(Image.new('RGBA', picture.size, 'white'), picture)
-    return picture.convert('RGB')
+    return picture if picture.mode == 'RGB' else picture.convert('RGB')
 
 
 def adm_center_crop(picture: Image.Image, size: int) -> Image.Image:
@@ -85,7 +85,8 @@ def _picture(results: dict[str, Any]) -> Image.Image:
 
 
 def _with_picture(results: dict[str, Any], picture: Image.Image) -> dict[str, Any]:
-    results['img'] = np.asarray(picture)
+    # A copy, because an array over Pillow's memory is read-only, and others' transforms may write to it.
+    results['img'] = np.array(picture)
     results['img_shape'] = results['img'].shape[:2]
     return results
 
@@ -115,10 +116,11 @@ class LoadRGB(BaseTransform):
         try:
             with Image.open(results['img_path'] if encoded is None else io.BytesIO(encoded)) as picture:
                 picture.load()
-                rgb = to_rgb(ImageOps.exif_transpose(picture) if self.exif_orientation else picture)
+                if self.exif_orientation:
+                    ImageOps.exif_transpose(picture, in_place=True)
+                results = _with_picture(results, to_rgb(picture))
         except _DECODE_ERRORS as error:
             raise DamagedPicture(f'{type(error).__name__}: {error}') from error
-        results = _with_picture(results, rgb)
         results['ori_shape'] = results['img_shape']
         return results
 

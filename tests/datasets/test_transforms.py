@@ -34,6 +34,7 @@ def test_any_mode_becomes_rgb(mode):
         picture = base.convert('P').convert(mode) if mode == 'PA' else base.convert(mode)
     kind = {'CMYK': 'JPEG', 'YCbCr': 'JPEG', 'PA': 'TIFF', 'I': 'TIFF'}.get(mode, 'PNG')
     img = load(encode(picture, kind))
+    assert img.flags.writeable
     assert img.shape == (20, 30, 3)
     assert img.dtype == np.uint8
     if mode != '1':
