@@ -21,10 +21,10 @@ def list_files(folder: str) -> Iterator[str]:
     with os.scandir(folder) as entries:
         visible = sorted((entry for entry in entries if not entry.name.startswith('.')), key=lambda entry: entry.name)
     for entry in visible:
-        if entry.is_dir(follow_symlinks=False):
-            yield from list_files(entry.path)
-        elif not entry.is_dir():
+        if entry.is_file():
             yield entry.path
+        elif entry.is_dir(follow_symlinks=False):
+            yield from list_files(entry.path)
 
 
 def list_pictures(folder: str) -> list[str]:
@@ -34,7 +34,7 @@ def list_pictures(folder: str) -> list[str]:
 
 def checked_folder(data_root: str | os.PathLike[str], expected: str) -> str:
     """Return `data_root` with ``~`` expanded, or raise an error that says what was `expected` in it."""
-    folder = os.path.expanduser(os.fspath(data_root))
+    folder = os.path.normpath(os.path.expanduser(os.fspath(data_root)))
     if not os.path.isdir(folder):
         kind = 'is not a folder' if os.path.exists(folder) else 'does not exist'
         raise FileNotFoundError(f'data_root {folder!r} {kind}; expected {expected}')
@@ -76,7 +76,7 @@ class ImageFolder(PictureDataset):
         names = self._metainfo.setdefault('classes', tuple(folders))
         if len(names) != len(folders):
             raise ValueError(f'metainfo names {len(names)} classes, but {self.data_root!r} has {len(folders)} folders')
-        self.fingerprint = digest(os.path.relpath(path, self.data_root) for paths in pictures for path in paths)
+        self.fingerprint = digest(path[len(self.data_root) :] for paths in pictures for path in paths)
         return [dict(img_path=path, label=label) for label, paths in enumerate(pictures) for path in paths]
 
 
@@ -110,7 +110,7 @@ class CaptionFolder(CaptionedDataset):
             raise ValueError(f'no captioned pictures in data_root {self.data_root!r}; expected {self.EXPECTED}')
         missing = sum(caption is None for caption in found.values())
         print_log(f'{self.data_root}: {len(found)} pictures, {missing} of them without a caption', logger='current')
-        self.fingerprint = digest(os.path.relpath(path, self.data_root) for path in found)
+        self.fingerprint = digest(path[len(self.data_root) :] for path in found)
         return [dict(img_path=path, caption_path=caption) for path, caption in found.items()]
 
     def get_data_info(self, idx: int) -> dict[str, Any]:
