@@ -117,7 +117,7 @@ def require_checkpoint(path: str | Path) -> Path:
 
 
 def find_checkpoint(work_dir: str | Path) -> Path | None:
-    """Return the last checkpoint written in ``work_dir`` or, if it is damaged, the one before; None if there is none."""
+    """Return the last checkpoint written in ``work_dir``; if it is damaged, the one before; None if there is none."""
     pointer = Path(work_dir) / 'last_checkpoint'
     if not pointer.is_file():
         return None

@@ -28,6 +28,7 @@ def main(args: argparse.Namespace) -> None:
     from mmengine.dist import all_gather_object, get_dist_info, init_dist, is_distributed
     from mmengine.registry import init_default_scope
 
+    import pixnerd_plugin.training  # noqa: F401 (registers what configs name)
     from pixnerd_plugin.atomic import atomic_path
     from pixnerd_plugin.cli import hide_broken_torchvision, load_config, require_checkpoint, set_up_processes
     from pixnerd_plugin.images import image_grid, save_png

@@ -33,6 +33,7 @@ def parse_args() -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     from mmengine.runner import Runner
 
+    import pixnerd_plugin.training  # noqa: F401 (registers what configs name)
     from pixnerd_plugin.cli import hide_broken_torchvision, load_config, set_up_processes
 
     hide_broken_torchvision()

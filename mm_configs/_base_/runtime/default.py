@@ -21,7 +21,7 @@ env_cfg = dict(
 )
 model_wrapper_cfg = dict(type='MMDistributedDataParallel', broadcast_buffers=False, gradient_as_bucket_view=True)
 
-# Initial weights; the loop mixes rank and iteration into the seed of times and noise, the sampler has a seed of its own.
+# For initial weights, times and noise; the order of the data has a seed of its own, in the sampler.
 randomness = dict(seed=0, diff_rank_seed=True)
 load_from = None
 resume = False

@@ -1,0 +1,24 @@
+"""Everything that needs mmengine; importing this registers it, and makes the scope ``pixnerd`` complete for a Runner."""
+
+from mmengine import registry as mmengine
+
+from . import datasets, hooks, loops, optim
+from .models import algorithm
+from .registry import SCOPE
+
+__all__ = ['algorithm', 'datasets', 'hooks', 'loops', 'optim']
+
+# A Runner looks in these too. Nothing of ours is in them, but mmengine warns about each that has no child in its scope.
+for _parent in (
+    mmengine.EVALUATOR,
+    mmengine.FUNCTIONS,
+    mmengine.LOG_PROCESSORS,
+    mmengine.MODEL_WRAPPERS,
+    mmengine.OPTIMIZERS,
+    mmengine.PARAM_SCHEDULERS,
+    mmengine.RUNNERS,
+    mmengine.VISBACKENDS,
+    mmengine.VISUALIZERS,
+):
+    if SCOPE not in _parent.children:
+        mmengine.Registry(_parent.name, parent=_parent, scope=SCOPE)

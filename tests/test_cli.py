@@ -1,0 +1,66 @@
+import sys
+
+import pytest
+import torch
+
+from pixnerd_plugin.cli import find_checkpoint, hide_broken_torchvision, one_line_errors, require_checkpoint
+
+
+@pytest.fixture
+def work_dir(tmp_path):
+    for step in (2, 4, 10):
+        torch.save(dict(step=step), tmp_path / f'iter_{step}.pth')
+    (tmp_path / 'last_checkpoint').write_text('/where/it/was/iter_4.pth')
+    return tmp_path
+
+
+def test_the_last_checkpoint_is_found_even_when_the_folder_moved(work_dir):
+    assert find_checkpoint(work_dir).name == 'iter_4.pth'
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(work_dir, capsys):
+    last = work_dir / 'iter_4.pth'
+    last.write_bytes(last.read_bytes()[:-50])
+    assert find_checkpoint(work_dir).name == 'iter_2.pth'
+    assert 'iter_4.pth is cut short' in capsys.readouterr().err
+    with pytest.raises(ValueError, match='cut short'):
+        require_checkpoint(last)
+
+
+def test_there_may_be_no_checkpoint(tmp_path):
+    assert find_checkpoint(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ('error', 'line'),
+    [
+        (ValueError('two\n  lines'), 'error: two lines'),
+        (FileNotFoundError(2, 'No such file', 'a.txt'), "error: [Errno 2] No such file: 'a.txt'"),
+        (
+            ValueError('Caught ValueError in worker 0.\nTraceback\nValueError: size is 3'),
+            'error: ValueError: size is 3',
+        ),
+    ],
+)
+def test_what_the_user_can_put_right_is_one_line(error, line):
+    with pytest.raises(SystemExit) as stop, one_line_errors():
+        raise error
+    assert stop.value.code == line
+
+
+def test_faults_of_the_program_keep_their_traceback():
+    with pytest.raises(KeyError), one_line_errors():
+        raise KeyError('name')
+
+
+def test_a_torchvision_that_fails_to_import_counts_as_absent(tmp_path, monkeypatch):
+    for name in [name for name in sys.modules if name.split('.')[0] == 'torchvision']:
+        monkeypatch.delitem(sys.modules, name)
+    (tmp_path / 'torchvision.py').write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(sys.modules, 'torchvision', None)
+    monkeypatch.delitem(sys.modules, 'torchvision')
+    hide_broken_torchvision()
+    with pytest.raises(ModuleNotFoundError):
+        __import__('torchvision')
+    hide_broken_torchvision()

@@ -1,0 +1,163 @@
+"""Whole training runs: resumed, killed, on several processes. What is resumed equals what was never stopped."""
+
+import json
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from pixnerd_plugin import load_backbone
+from tests.training import CONFIG, ENVIRONMENT, ROOT, assert_same_training_state, load, run_tool, train
+
+IMAGE_FOLDER = [
+    'train_dataloader.dataset.type=ImageFolder',
+    'train_dataloader.dataset.data_root=nowhere',
+    'train_dataloader.dataset._delete_=True',
+]
+
+
+@pytest.fixture(autouse=True)
+def _import_test_data(monkeypatch):
+    monkeypatch.syspath_prepend(str(CONFIG.parent))
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(CONFIG.parent))
+        work_dir = tmp_path_factory.mktemp('uninterrupted')
+        train(work_dir)
+    return work_dir
+
+
+def logged(work_dir):
+    """The logged scalars but times, by iteration, over all starts of a run."""
+    lines = [line for file in sorted(work_dir.glob('*/vis_data/scalars.json')) for line in file.open()]
+    entries = [json.loads(line) for line in lines]
+    assert len({entry['step'] for entry in entries}) == len(entries), 'an iteration was logged twice'
+    return [{key: value for key, value in entry.items() if 'time' not in key} for entry in entries]
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        {},
+        dict(optim_wrapper__accumulative_counts=2),
+        dict(train_dataloader__num_workers=2),
+        dict(optim_wrapper__type='Bf16OptimWrapper'),
+    ],
+    ids=['plain', 'accumulation', 'workers', 'bf16'],
+)
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, options):
+    train(tmp_path / 'whole', **options)
+    train(tmp_path / 'parts', **options, train_cfg__max_iters=4)
+    # Long enough for mmengine to name the second log differently: names have whole seconds.
+    time.sleep(1)
+    train(tmp_path / 'parts', **options, resume=True)
+    whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+    assert_same_training_state(load(whole / 'iter_6.pth'), load(parts / 'iter_6.pth'))
+    assert logged(whole) == logged(parts)
+    assert (whole / 'noise_0.txt').read_text() == (parts / 'noise_0.txt').read_text()
+    assert (whole / 'samples/iter_6.png').read_bytes() == (parts / 'samples/iter_6.png').read_bytes()
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, uninterrupted):
+    command = [sys.executable, 'tools/train.py', str(CONFIG), '--work-dir', str(tmp_path), '--resume']
+    # So many iterations that it cannot end before it is killed.
+    endless = [*command, '--cfg-options', 'train_cfg.max_iters=100000', 'default_hooks.checkpoint.max_keep_ckpts=-1']
+    process = subprocess.Popen(endless, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    pointer = tmp_path / 'last_checkpoint'
+    while not pointer.exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    for late in tmp_path.glob('iter_*.pth'):
+        if int(late.stem.split('_')[1]) > 4:
+            late.unlink()
+    pointer.write_text(str(max(tmp_path.glob('iter_*.pth'))))
+
+    resumed = run_tool(*command)
+    assert resumed.returncode == 0, resumed.stderr
+    assert 'resumed epoch: 0, iter:' in resumed.stdout + resumed.stderr
+    assert_same_training_state(load(uninterrupted / 'iter_6.pth'), load(tmp_path / 'iter_6.pth'))
+    assert not list(tmp_path.glob('.tmp-*'))
+
+
+@pytest.mark.slow
+def test_two_processes_draw_different_noise_and_resume_exactly(tmp_path):
+    def dist_train(work_dir, *options):
+        with socket.socket() as probe:
+            probe.bind(('127.0.0.1', 0))
+            port = probe.getsockname()[1]
+        done = run_tool('tools/dist_train.sh', CONFIG, '2', '--work-dir', work_dir, *options, PORT=str(port))
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    whole, resumed = tmp_path / 'whole', tmp_path / 'resumed'
+    dist_train(whole)
+    dist_train(resumed, '--resume', whole / 'iter_4.pth')
+    assert_same_training_state(load(whole / 'iter_6.pth'), load(resumed / 'iter_6.pth'))
+    noise = [(whole / f'noise_{rank}.txt').read_text().splitlines() for rank in range(2)]
+    assert [lines[4:] for lines in noise] == [
+        (resumed / f'noise_{rank}.txt').read_text().splitlines() for rank in range(2)
+    ]
+    draws = [line.split()[1] for lines in noise for line in lines]
+    assert len(set(draws)) == len(draws) == 12
+
+
+def test_the_checkpoint_loads_safely_and_names_its_architecture(uninterrupted):
+    checkpoint = load(uninterrupted / 'iter_6.pth')
+    net = load_backbone(uninterrupted / 'iter_6.pth')
+    assert net.architecture() == checkpoint['meta']['pixnerd']['architecture']
+    assert torch.equal(net.patch_embed.weight, checkpoint['state_dict']['backbone.patch_embed.weight'])
+    raw = load_backbone(uninterrupted / 'iter_6.pth', weights='raw')
+    assert not torch.equal(net.patch_embed.weight, raw.patch_embed.weight)
+
+
+def test_only_the_last_checkpoints_stay(tmp_path):
+    train(tmp_path, default_hooks__checkpoint=dict(interval=1, max_keep_ckpts=2, keep_every=3))
+    assert sorted(path.name for path in tmp_path.glob('*.pth')) == ['iter_3.pth', 'iter_5.pth', 'iter_6.pth']
+
+
+def test_the_test_command_samples_from_a_checkpoint(tmp_path, uninterrupted):
+    import numpy as np
+
+    checkpoint = uninterrupted / 'iter_6.pth'
+    arguments = ['tools/test.py', CONFIG, checkpoint, '--num-samples', '12', '--work-dir', tmp_path]
+    done = run_tool(sys.executable, *arguments, '--batch-size', '5')
+    assert done.returncode == 0, done.stderr
+    images = np.load(tmp_path / 'test/samples.npz')['arr_0']
+    assert images.shape == (12, 16, 16, 3)
+    assert images.dtype == np.uint8
+
+
+def test_mistakes_end_in_one_line(tmp_path, uninterrupted, monkeypatch):
+    cut = tmp_path / 'cut.pth'
+    cut.write_bytes((uninterrupted / 'iter_6.pth').read_bytes()[:-100])
+    mistakes = {
+        'absent.py does not exist': ['absent.py'],
+        'gone.pth does not exist': [CONFIG, '--resume', tmp_path / 'gone.pth'],
+        'cut.pth is cut short': [CONFIG, '--resume', cut],
+        'Nothing is not in the pixnerd::model registry': [CONFIG, '--cfg-options', 'model.backbone.type=Nothing'],
+        "data_root 'nowhere' does not exist": [CONFIG, '--cfg-options', *IMAGE_FOLDER],
+        'no auto_scale_lr': [CONFIG, '--auto-scale-lr'],
+        'use tools/dist_train.sh': [CONFIG, '--launcher', 'pytorch'],
+    }
+    for message, arguments in mistakes.items():
+        monkeypatch.setattr(sys, 'argv', ['train.py', '--work-dir', str(tmp_path / 'work'), *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(ROOT / 'tools/train.py'), run_name='__main__')
+        line = str(stop.value)
+        assert line.startswith('error: ')
+        assert message in line
+        assert '\n' not in line
+    done = run_tool(sys.executable, 'tools/train.py', 'absent.py')
+    assert (done.returncode, done.stdout, done.stderr.count('\n')) == (1, '', 1)
+    done = run_tool('tools/dist_train.sh', 'absent.py', '2')
+    assert (done.returncode, done.stdout, done.stderr.count('\n')) == (1, '', 1)
