@@ -7,7 +7,6 @@ coordinates and on its own noisy value only. Replaying the solver on other pixel
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..atomic import atomic_path
 from ..models.heads.coordinates import pixel_positions
 from ..models.heads.patches import from_patches, to_patches
 from ..registry import MODELS
@@ -135,7 +135,7 @@ class FieldTrajectory:
         patches, patch_size = self.token_grid[axis], self.head.patch_size
         if total % patches and alignment == 'corners':
             raise ValueError(
-                f"a side of {total} is not a multiple of the {patches} patches along it, which corner-aligned "
+                f'a side of {total} is not a multiple of the {patches} patches along it, which corner-aligned '
                 f"coordinates need; use a multiple or alignment='centers'"
             )
         spans = []
@@ -156,7 +156,8 @@ class FieldTrajectory:
     def _noise(self, size: tuple[int, int], rows: slice, columns: slice, grain: float, seed: int) -> Tensor:
         """Noise of a region: the base noise where the finer pixels sit, and grain."""
         y, x = (
-            (torch.arange(part.start, part.stop, dtype=torch.float64, device=self.noise.device) + 0.5) * (base / fine) - 0.5
+            (torch.arange(part.start, part.stop, dtype=torch.float64, device=self.noise.device) + 0.5) * (base / fine)
+            - 0.5
             for part, base, fine in zip((rows, columns), self.size, size, strict=True)
         )
         noise = continuous_noise(self.noise, y, x)
@@ -170,7 +171,9 @@ class FieldTrajectory:
         """Run the solver on ``x (B, C, h, w)``, the pixels of whole spans."""
         batch, channels = x.shape[:2]
         grid = (row.last - row.first, column.last - column.first)
-        indices = torch.arange(row.first, row.last)[:, None] * self.token_grid[1] + torch.arange(column.first, column.last)
+        indices = torch.arange(row.first, row.last)[:, None] * self.token_grid[1] + torch.arange(
+            column.first, column.last
+        )
         indices = indices.flatten().to(x.device)
         positions = (row.positions.to(x), column.positions.to(x))
         dtype = next(self.head.parameters()).dtype
@@ -186,7 +189,6 @@ class FieldTrajectory:
 
     def save(self, path: str | Path) -> None:
         """Write the trajectory, head included, to a safetensors file; whole or not at all."""
-        path = Path(path)
         tensors = {f'tokens.{i:05d}': s.contiguous() for i, s in enumerate(self.tokens)}
         tensors |= {f'head.{name}': tensor.contiguous() for name, tensor in self.head.state_dict().items()}
         description = dict(
@@ -196,12 +198,8 @@ class FieldTrajectory:
             dim=self.tokens[0].shape[-1],
             patch_size=self.head.patch_size,
         )
-        partial = path.with_name(path.name + '.partial')
-        try:
-            save_file(dict(tensors, noise=self.noise.contiguous()), partial, {METADATA_KEY: json.dumps(description)})
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with atomic_path(path) as temporary:
+            save_file(dict(tensors, noise=self.noise.contiguous()), temporary, {METADATA_KEY: json.dumps(description)})
 
     @classmethod
     def load(cls, path: str | Path) -> FieldTrajectory:
@@ -226,7 +224,11 @@ class FieldTrajectory:
         in_channels = weights['proj.weight'].shape[0]
         with torch.device('meta'):
             head = MODELS.build(
-                {**description['head'], 'in_channels': in_channels, **{k: description[k] for k in ('dim', 'patch_size')}}
+                {
+                    **description['head'],
+                    'in_channels': in_channels,
+                    **{k: description[k] for k in ('dim', 'patch_size')},
+                }
             )
         head.load_state_dict(weights, assign=True)
         tokens = [tensors[name] for name in sorted(tensors) if name.startswith('tokens.')]
@@ -250,9 +252,7 @@ def _group(spans: list[_Span], limit: int) -> Iterator[_Span]:
                 start = span.pixels.start + begin
                 yield _Span(span.first, span.last, positions, slice(start, start + len(positions)))
         elif (
-            held is not None
-            and torch.equal(held.positions, span.positions)
-            and _length(held) + _length(span) <= limit
+            held is not None and torch.equal(held.positions, span.positions) and _length(held) + _length(span) <= limit
         ):
             held = _Span(held.first, span.last, held.positions, slice(held.pixels.start, span.pixels.stop))
         else:

@@ -1,0 +1,34 @@
+# Text to image at 32x32 on a CPU, from a folder of real pictures with captions (PIXNERD_CAPTIONS). The text encoder is
+# a tiny random Qwen3, enough to tell prompts apart; give a real one by PIXNERD_TINY_QWEN3 and model.backbone.text_dim.
+_base_ = [
+    '_base_/models/pixnerd_t2i.py',
+    '_base_/datasets/caption_folder.py',
+    '_base_/schedules/t2i_200k.py',
+    '_base_/runtime/default.py',
+]
+model = dict(
+    backbone=dict(
+        dim=192, depth=4, num_heads=6, patch_size=4, text_dim=40, text_length=32, text_depth=1, head=dict(width=32)
+    ),
+    conditioner=dict(model='{{$PIXNERD_TINY_QWEN3:tests/data/qwen3_tiny}}', max_length=32, dtype='float32'),
+    loss=dict(timeshift=1.0, teacher=None, dim=192, projector_dim=192),
+    sampler=dict(timeshift=1.0, guidance_scale=3.0),
+)
+train_dataloader = dict(
+    batch_size=32,
+    num_workers=0,
+    persistent_workers=False,
+    pin_memory=False,
+    dataset=dict(
+        pipeline=[
+            dict(type='LoadRGB'),
+            dict(type='ResizeCenterCrop', size=32),
+            dict(type='RandomCaption'),
+            dict(type='PackInputs'),
+        ]
+    ),
+)
+train_cfg = dict(max_iters=1500)
+optim_wrapper = dict(optimizer=dict(lr=1e-3))
+auto_scale_lr = dict(base_batch_size=32)
+default_hooks = dict(ema=dict(decay=0.995), checkpoint=dict(interval=250, keep_every=0))

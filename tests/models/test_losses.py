@@ -1,0 +1,129 @@
+import pytest
+import torch
+
+from pixnerd_plugin.checkpoints.published import to_published
+from pixnerd_plugin.models.losses import FlowMatchREPALoss
+from pixnerd_plugin.models.losses.density import draw_fine_pixels
+from pixnerd_plugin.registry import MODELS
+from pixnerd_plugin.sampling.time_grid import shift_time
+from tests.golden import network, read, relative_error
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    head = dict(type='NeuralFieldHead', width=8, alignment='centers')
+    return MODELS.build(dict(type='PixNerdDiT', dim=32, depth=2, num_heads=4, patch_size=4, num_classes=5, head=head))
+
+
+def small_loss(**kwargs) -> FlowMatchREPALoss:
+    return FlowMatchREPALoss(**{**dict(align_layer=1, dim=32, projector_dim=16, teacher_dim=6), **kwargs})
+
+
+def test_losses_and_every_gradient_are_the_published_ones():
+    net, golden = network('c2i_tiny'), read('repa_loss')
+    loss = FlowMatchREPALoss(align_layer=2, cond_drop_prob=0, dim=48, projector_dim=32, teacher_dim=20)
+    prefix = 'proj.0.'
+    loss.projector.load_state_dict({k.removeprefix(prefix): v for k, v in golden.items() if k.startswith(prefix)})
+    terms = loss(
+        net,
+        golden['images'],
+        golden['y'],
+        noise=golden['noise'],
+        t=shift_time(golden['z'].sigmoid(), 1.0),
+        teacher_features=golden['encoder_features'],
+    )
+    assert terms['loss_flow'].item() == pytest.approx(golden['fm_loss'].item(), rel=1e-5)
+    assert terms['loss_repa'].item() == pytest.approx(0.5 * golden['cos_loss'].item(), rel=1e-5)
+    total = terms['loss_flow'] + terms['loss_repa']
+    assert total.item() == pytest.approx(golden['loss'].item(), rel=1e-5)
+
+    total.backward()
+    gradients = to_published({name: parameter.grad for name, parameter in net.named_parameters()})
+    gradients |= {f'{prefix}{name}': parameter.grad for name, parameter in loss.projector.named_parameters()}
+    expected = {key.removeprefix('grad.'): value for key, value in golden.items() if key.startswith('grad.')}
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        assert relative_error(gradient, expected[name]) < 1e-5, name
+
+
+def test_without_teacher_there_is_no_alignment_term(net):
+    terms = small_loss()(net, torch.randn(2, 3, 8, 8), torch.tensor([0, 1]), torch.tensor([5]))
+    assert terms.keys() == {'loss_flow'}
+
+
+def test_the_teacher_is_asked_and_stays_out_of_the_state(net):
+    teacher = torch.nn.Conv2d(3, 6, 4, stride=4)
+    loss = small_loss(teacher=lambda images: teacher(images).flatten(2).mT)
+    terms = loss(net, torch.randn(2, 3, 8, 8), torch.tensor([0, 1]), torch.tensor([5]))
+    assert terms['loss_repa'] > 0
+    as_module = small_loss(teacher=teacher)
+    assert as_module.state_dict().keys() == small_loss().state_dict().keys()
+    linears = [module for module in as_module.modules() if isinstance(module, torch.nn.Linear)]
+    assert len(linears) == 3
+
+
+def test_alignment_is_zero_when_the_features_agree(net):
+    loss = small_loss()
+    x, t, cond = torch.randn(1, 3, 8, 8), torch.tensor([0.5]), torch.tensor([2])
+    noise = torch.randn_like(x)
+    _, features = net((x + noise) / 2, t, cond, feature_layer=1)
+    terms = loss(
+        net,
+        x,
+        cond,
+        noise=noise,
+        t=t,
+        teacher_features=3 * loss.projector(features),
+        drop_mask=torch.tensor([False]),
+        null_cond=cond,
+    )
+    assert terms['loss_repa'].item() == pytest.approx(0, abs=1e-6)
+
+
+def test_dropped_conditions_become_the_null_condition(net):
+    x, noise, t = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8), torch.rand(2)
+    torch.nn.init.normal_(net.head.proj.weight)
+    null = torch.tensor([5])
+    given = dict(noise=noise, t=t, null_cond=null)
+    dropped = small_loss()(net, x, torch.tensor([0, 1]), drop_mask=torch.tensor([True, False]), **given)
+    explicit = small_loss()(net, x, torch.tensor([5, 1]), drop_mask=torch.tensor([False, False]), **given)
+    assert torch.equal(dropped['loss_flow'], explicit['loss_flow'])
+
+
+def test_dropping_without_a_null_condition_is_an_error(net):
+    with pytest.raises(ValueError, match='null_cond'):
+        small_loss()(net, torch.randn(1, 3, 8, 8), torch.tensor([0]))
+
+
+def test_times_are_log_normal_and_shifted():
+    torch.manual_seed(0)
+    t = small_loss(timeshift=4.0).draw_time(20_000, torch.device('cpu'))
+    z = torch.logit(4 * t / (1 + 3 * t))  # undo the shift, then the sigmoid
+    assert abs(z.mean()) < 0.03
+    assert abs(z.std() - 1) < 0.03
+
+
+def test_fine_pixels_come_from_where_their_positions_say():
+    height, width, patch, density = 8, 12, 4, 4
+    y, x = torch.meshgrid(torch.arange(height * density), torch.arange(width * density), indexing='ij')
+    images = torch.stack((y, x, torch.zeros_like(y)))[None].float()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        pixels, noise, (at_y, at_x) = draw_fine_pixels(images, torch.randn(1, 3, height, width), patch)
+        assert pixels.shape == noise.shape == (1, 3, height, width)
+        # Centres in base pixels, from the picture's own ramps; a resampled picture keeps them but at its border.
+        found_y = (pixels[0, 0, :, 0] + 0.5) / density - 0.5
+        expected = torch.arange(0, height, patch)[:, None] + at_y * (patch - 1)
+        torch.testing.assert_close(found_y, expected.flatten(), atol=0.2, rtol=0)
+        # One fine row under each base row, which a row that is no whole share of a base row may overhang.
+        assert (at_y * (patch - 1) - torch.arange(patch)).abs().max() < 1
+        assert (at_y.diff() > 0).all()
+
+
+def test_multi_density_training_reaches_the_field(net):
+    torch.nn.init.normal_(net.head.proj.weight)
+    loss = small_loss(max_density=4)
+    terms = loss(net, torch.randn(2, 3, 32, 48), torch.tensor([0, 1]), torch.tensor([5]))
+    terms['loss_flow'].backward()
+    assert net.head.generator.weight.grad.any()

@@ -1,0 +1,138 @@
+import pytest
+import torch
+from torch import nn
+
+from pixnerd_plugin.registry import MODELS
+from pixnerd_plugin.sampling import AdamsFlowSampler, EulerFlowSampler, FieldTrajectory, HeunFlowSampler
+from pixnerd_plugin.sampling.noise import continuous_noise, grain_noise
+from tests.golden import relative_error
+
+SAMPLERS = [AdamsFlowSampler(4), EulerFlowSampler(3), HeunFlowSampler(3)]
+
+
+@pytest.fixture(scope='module')
+def net():
+    torch.manual_seed(0)
+    head = dict(type='NeuralFieldHead', width=8, alignment='centers')
+    net = MODELS.build(dict(type='PixNerdDiT', dim=32, depth=2, num_heads=4, patch_size=4, num_classes=5, head=head))
+    nn.init.normal_(net.head.proj.weight, std=0.5)
+    return net
+
+
+def record(net, sampler=SAMPLERS[0], size=(8, 12), **kwargs):
+    noise = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
+    settings = dict(record_field=True, field_dtype=torch.float32)
+    return sampler.sample(net, noise, torch.tensor([1, 2]), torch.tensor([5]), **{**settings, **kwargs})
+
+
+@pytest.mark.parametrize('sampler', SAMPLERS)
+def test_decoding_at_the_sampled_size_gives_the_sampled_image(net, sampler):
+    image, field = record(net, sampler)
+    assert relative_error(field.decode(), image) < 1e-5
+
+
+def test_decoding_after_fixed_token_sampling_gives_the_sampled_image(net):
+    image, field = record(net, size=(16, 18), token_grid=(2, 3))
+    assert relative_error(field.decode(), image) < 1e-5
+
+
+@pytest.mark.parametrize('size', [(16, 24), (24, 36), (13, 29), (5, 7)])
+@pytest.mark.parametrize('grain', [0.0, 0.4])
+def test_a_region_is_the_same_pixels_of_the_whole(net, size, grain):
+    _, field = record(net)
+    whole = field.decode(size, grain=grain, seed=3)
+    top, left, bottom, right = size[0] // 4, size[1] // 3, size[0] - 1, size[1] - 1
+    region = field.decode(size, (top, left, bottom, right), grain=grain, seed=3, chunk=17)
+    assert relative_error(region, whole[:, :, top:bottom, left:right]) < 1e-5
+
+
+def test_tiles_make_up_the_whole(net):
+    _, field = record(net)
+    out = torch.zeros(2, 3, 20, 30)
+    for (top, left, bottom, right), pixels in field.tiles((20, 30), 7):
+        out[:, :, top:bottom, left:right] = pixels
+    assert relative_error(out, field.decode((20, 30))) < 1e-5
+
+
+def test_sizes_agree_where_their_pixels_share_a_centre(net):
+    _, field = record(net)
+    # Noise and coordinates are the same there, so the picture is one function of the plane.
+    assert relative_error(field.decode((24, 36))[:, :, 1::3, 1::3], field.decode()) < 1e-5
+
+
+def test_corner_alignment_refuses_sizes_that_do_not_divide(net):
+    _, field = record(net)
+    assert field.decode((16, 24), alignment='corners').shape == (2, 3, 16, 24)
+    with pytest.raises(ValueError, match='multiple'):
+        field.decode((13, 24), alignment='corners')
+
+
+def test_saved_and_loaded_it_decodes_the_same(net, tmp_path):
+    _, field = record(net)
+    path = tmp_path / 'field.safetensors'
+    field.save(path)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert torch.equal(FieldTrajectory.load(path).decode((16, 24)), field.decode((16, 24)))
+
+
+def test_both_trajectories_can_be_asked_for(net):
+    image, trajectory, field = record(net, return_trajectory=True)
+    assert trajectory.shape == (5, *image.shape)
+    assert isinstance(field, FieldTrajectory)
+
+
+def test_files_that_are_no_field_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match='nothing'):
+        FieldTrajectory.load(tmp_path / 'nothing.safetensors')
+    broken = tmp_path / 'broken.safetensors'
+    broken.write_bytes(b'12345678901234567890')
+    with pytest.raises(ValueError, match='broken'):
+        FieldTrajectory.load(broken)
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [(dict(region=(0, 0, 9, 12)), 'region'), (dict(region=(4, 4, 4, 8)), 'region'), (dict(grain=1.5), 'grain')],
+)
+def test_arguments_out_of_range_are_named(net, kwargs, message):
+    _, field = record(net)
+    with pytest.raises(ValueError, match=message):
+        field.decode(**kwargs)
+
+
+def test_only_a_deterministic_field_can_be_recorded(net):
+    with pytest.raises(ValueError, match='deterministic'):
+        record(net, EulerFlowSampler(3, stochastic=True))
+    linear = MODELS.build(
+        dict(type='PixNerdDiT', dim=32, depth=1, num_heads=4, patch_size=4, num_classes=5, head=dict(type='LinearHead'))
+    )
+    with pytest.raises(ValueError, match='LinearHead'):
+        record(linear)
+
+
+def test_decoding_reports_progress(net):
+    _, field = record(net)
+    seen = []
+    field.decode((16, 24), chunk=50, callback=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (16 * 24, 16 * 24)
+    assert len(seen) > 3
+
+
+def test_continuous_noise_is_standard_normal_and_smooth():
+    noise = torch.randn(1, 1, 200, 200, generator=torch.Generator().manual_seed(0))
+    position = torch.arange(0.0, 199, 0.25)
+    fine = continuous_noise(noise, position, position)[0, 0]
+    assert fine.mean().item() == pytest.approx(0, abs=0.02)
+    # At whole positions, between two pixels, and between four.
+    for y, x in ((0, 0), (0, 2), (2, 2), (1, 3)):
+        assert fine[y::4, x::4].std().item() == pytest.approx(1, abs=0.02)
+    neighbours = (fine[:, 1:] * fine[:, :-1]).mean().item()
+    assert neighbours > 0.9
+    assert torch.equal(fine[::4, ::4], noise[0, 0, :199, :199])
+
+
+def test_grain_depends_on_position_not_on_region():
+    whole = grain_noise(5, 2, 3, 20, range(10), range(20))
+    part = grain_noise(5, 2, 3, 20, range(4, 7), range(3, 9))
+    assert torch.equal(whole[:, :, 4:7, 3:9], part)
+    assert whole.std().item() == pytest.approx(1, abs=0.1)
