@@ -1,4 +1,4 @@
-"""Everything that needs mmengine; importing this registers it, and makes the scope ``pixnerd`` complete for a Runner."""
+"""Everything that needs mmengine: importing this registers it, and completes the scope ``pixnerd`` for a Runner."""
 
 from mmengine import registry as mmengine
 

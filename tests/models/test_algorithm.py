@@ -116,3 +116,7 @@ def test_a_missing_part_is_named(part, mode):
 def test_an_unknown_mode_is_refused():
     with pytest.raises(ValueError, match="got 'train'"):
         model()(torch.zeros(1, 3, 16, 16), mode='train')
+
+
+def test_compiling_keeps_the_names_of_the_weights():
+    assert model(compile=True).state_dict().keys() == model().state_dict().keys()
