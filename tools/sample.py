@@ -104,8 +104,8 @@ def main(args: argparse.Namespace) -> None:
             noise = draw_noise(generators, (net.in_channels, height, width)).to(device)
             steps = [noise]
 
-            def after(step, count=len(batch), steps=steps):
-                bar.update(count)
+            def after(step, steps=steps):
+                bar.update(len(step.x))
                 if args.gif:
                     steps.append(step.denoised)
 

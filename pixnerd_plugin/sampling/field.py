@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..atomic import atomic_path
 from ..models.heads.coordinates import pixel_positions
@@ -50,7 +50,7 @@ class FieldTrajectory:
             guidance was on.
     """
 
-    def __init__(self, head: nn.Module, sampler: Any, noise: Tensor, token_grid: tuple[int, int], tokens: list[Tensor]):
+    def __init__(self, head: Any, sampler: Any, noise: Tensor, token_grid: tuple[int, int], tokens: list[Tensor]):
         if not hasattr(head, 'alignment'):
             raise ValueError(f'only a neural field can be decoded anywhere, and this head is a {type(head).__name__}')
         self.head = head
@@ -87,7 +87,7 @@ class FieldTrajectory:
             seed: of that noise; it depends on seed and absolute position only.
             chunk: most pixels rendered at once.
             alignment: ``'centers'`` or ``'corners'``, where pixels sit in a patch; default: the head's own.
-            callback: called with the pixels done and the pixels in all after each chunk; what it raises ends the decoding.
+            callback: called with the pixels done and the pixels in all after each chunk; it may raise to stop.
 
         Returns:
             ``(B, C, bottom - top, right - left)``, not clamped.
@@ -164,12 +164,11 @@ class FieldTrajectory:
         if grain == 0:
             return noise
         ranges = range(rows.start, rows.stop), range(columns.start, columns.stop)
-        independent = grain_noise(seed, *noise.shape[:2], size[1], *ranges).to(noise)
+        independent = grain_noise(seed, noise.shape[0], noise.shape[1], size[1], *ranges).to(noise)
         return (1 - grain**2) ** 0.5 * noise + grain * independent
 
     def _render(self, x: Tensor, row: _Span, column: _Span) -> Tensor:
         """Run the solver on ``x (B, C, h, w)``, the pixels of whole spans."""
-        batch, channels = x.shape[:2]
         grid = (row.last - row.first, column.last - column.first)
         indices = torch.arange(row.first, row.last)[:, None] * self.token_grid[1] + torch.arange(
             column.first, column.last

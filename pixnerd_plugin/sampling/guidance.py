@@ -49,7 +49,7 @@ class GuidedVelocity:
     def __call__(self, x: Tensor, t: float) -> Tensor:
         """Velocity of ``x (B, C, H, W)`` at time ``t``, in ``x``'s dtype."""
         inside = self.interval[0] < t < self.interval[1]
-        if self.scale == 1 or not inside:
+        if self.scale == 1 or self.both is None or not inside:
             return self._evaluate(x, t, self.cond)
         null, cond = self._evaluate(torch.cat((x, x)), t, self.both).chunk(2)
         return null + self.scale * (cond - null)

@@ -46,7 +46,7 @@ def _interpolation(position: Tensor, size: int) -> Tensor:
 def grain_noise(seed: int, batch: int, channels: int, width: int, rows: range, columns: range) -> Tensor:
     """Independent standard normal noise ``(batch, channels, len(rows), len(columns))`` of a region of a picture.
 
-    A value depends on ``seed``, picture, channel, absolute row and column and the picture's ``width``, not on the region.
+    A value depends on ``seed``, picture, channel, absolute row and column and the picture's ``width``, not the region.
     """
     out = np.empty((batch, channels, len(rows), len(columns)), dtype=np.float32)
     for b in range(batch):

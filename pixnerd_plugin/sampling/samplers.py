@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..registry import MODELS
 from .field import FieldTrajectory
@@ -22,7 +23,8 @@ Draw = Callable[[Tensor], Tensor]
 """``x -> noise``, standard normal, shaped like ``x``."""
 
 
-class Step(NamedTuple):
+@dataclass(frozen=True)
+class Step:
     """What a callback sees after each step: ``x`` at ``times[index + 1]`` and the step's first velocity, at ``t``."""
 
     index: int
@@ -118,7 +120,7 @@ class FlowSampler:
     @torch.no_grad()
     def sample(
         self,
-        net: nn.Module,
+        net: Any,
         noise: Tensor,
         cond: Tensor,
         null_cond: Tensor | None = None,
@@ -173,7 +175,7 @@ class FlowSampler:
             return torch.randn_like(x) if generators is None else draw_noise(generators, x.shape[1:]).to(x)
 
         image = self.integrate(velocity, noise, after, draw)
-        result = [image]
+        result: list[Any] = [image]
         if return_trajectory:
             result.append(torch.stack(trajectory))
         if record_field:

@@ -110,7 +110,7 @@ def test_fine_pixels_come_from_where_their_positions_say():
     images = torch.stack((y, x, torch.zeros_like(y)))[None].float()
     for seed in range(20):
         torch.manual_seed(seed)
-        pixels, noise, (at_y, at_x) = draw_fine_pixels(images, torch.randn(1, 3, height, width), patch)
+        pixels, noise, (at_y, _) = draw_fine_pixels(images, torch.randn(1, 3, height, width), patch)
         assert pixels.shape == noise.shape == (1, 3, height, width)
         # Centres in base pixels, from the picture's own ramps; a resampled picture keeps them but at its border.
         found_y = (pixels[0, 0, :, 0] + 0.5) / density - 0.5

@@ -100,7 +100,7 @@ class PixNerdDiT(nn.Module):
         self.time_embed = TimeEmbedding(dim, **layers)
         if text_dim is not None:
             self.text_embed = TextEmbedding(text_dim, dim, text_length, **layers)
-        else:
+        elif num_classes is not None:
             self.label_embed = operations.Embedding(num_classes + 1, dim, **factory)
         block = partial(TransformerBlock, dim, num_heads, self.mlp_hidden, attention=attention, **layers)
         self.text_blocks = nn.ModuleList(block(joint=False) for _ in range(self.text_depth))
@@ -126,8 +126,8 @@ class PixNerdDiT(nn.Module):
 
     def architecture(self) -> dict[str, Any]:
         """The registry dict that rebuilds this network: plain numbers and strings, as kept in checkpoints."""
-        names = ('dim', 'depth', 'num_heads', 'patch_size', 'in_channels', 'mlp_hidden', 'position_rule')
-        names += ('num_classes',) if self.text_dim is None else ('text_dim', 'text_length', 'text_depth')
+        names = ['dim', 'depth', 'num_heads', 'patch_size', 'in_channels', 'mlp_hidden', 'position_rule']
+        names += ['num_classes'] if self.text_dim is None else ['text_dim', 'text_length', 'text_depth']
         head = self.head.architecture() if hasattr(self.head, 'architecture') else {'type': type(self.head).__name__}
         return {'type': type(self).__name__, **{name: getattr(self, name) for name in names}, 'head': head}
 
@@ -196,22 +196,23 @@ class PixNerdDiT(nn.Module):
             c = F.silu(time)
             text = self.text_embed(cond.to(x.dtype))  # (B, N, D)
             for block in self.text_blocks:
-                text = self._run(block, text, block.modulate(c))
+                text = self._run(block, c, text)
 
         rotary = rotary_table(*token_positions(grid, self.position_rule, x.device), self.dim // self.num_heads)
         # A patch is flattened channel-major.
         h = self.patch_embed(to_patches(x, grid).movedim(-1, 2).flatten(2))  # (B, L, D)
         features = None
         for index, block in enumerate(self.blocks, start=1):
-            h = self._run(block, h, block.modulate(c), partial(rotate, table=rotary), text)
+            h = self._run(block, c, h, partial(rotate, table=rotary), text)
             if index == feature_layer:
                 features = h
         return F.silu(time.unsqueeze(1) + h), features
 
-    def _run(self, block: nn.Module, *args: Any) -> Tensor:
+    def _run(self, block: Any, c: Tensor, h: Tensor, *args: Any) -> Tensor:
+        modulation = block.modulate(c)
         if self.checkpoint and torch.is_grad_enabled():
-            return recompute(block, *args, use_reentrant=False)
-        return block(*args)
+            return recompute(block, h, modulation, *args, use_reentrant=False)
+        return block(h, modulation, *args)
 
     def _check(
         self, x: Tensor, cond: Tensor, token_grid: tuple[int, int] | None, feature_layer: int | None

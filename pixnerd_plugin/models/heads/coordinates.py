@@ -1,6 +1,6 @@
 """Coordinates of the pixels of a patch, and the features the neural field reads them as.
 
-A position of 0 is the centre of the patch's first base pixel, 1 that of its last: the coordinate published weights know.
+A position of 0 is the centre of the patch's first base pixel, 1 that of its last, as in the published weights.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ def pixel_positions(num: int, patch_size: int, alignment: str, device: torch.dev
     """Return the positions ``(num,)`` of ``num`` pixels along one side of a patch of ``patch_size`` base pixels.
 
     ``'corners'`` (published) spreads them from 0 to 1 whatever their number: a finer picture is stretched, and the gap
-    between neighbouring patches closes. ``'centers'`` keeps every pixel where it is in the picture: fine pixel ``j`` sits
-    at ``((j + 1/2) P / num - 1/2) / (P - 1)``. At ``num == patch_size`` the two agree.
+    between neighbouring patches closes. ``'centers'`` keeps every pixel where it is in the picture: fine pixel ``j``
+    sits at ``((j + 1/2) P / num - 1/2) / (P - 1)``. At ``num == patch_size`` the two agree.
     """
     if alignment == 'corners':
         return torch.linspace(0, 1, num, device=device)
@@ -42,7 +42,8 @@ def coordinate_features(kind: str, num_frequencies: int, y: Tensor, x: Tensor) -
       ``a`` slow and ``b`` fast; ``F = K ** 2``.
     - ``'cosine'`` (released text model): ``cos(16 x f_j), cos(16 y f_j)`` interleaved, ``f_j = 10000 ** (-2 j / F)``;
       ``F = K ** 2``, as wide as the DCT's.
-    - ``'sincos'`` (paper Eq. 7): ``sin(2^l pi x), cos(2^l pi x), sin(2^l pi y), cos(2^l pi y)``, ``l < K``; ``F = 4 K``.
+    - ``'sincos'`` (paper Eq. 7): ``sin(2^l pi x), cos(2^l pi x), sin(2^l pi y), cos(2^l pi y)``, ``l < K``;
+      ``F = 4 K``.
     """
     size = (len(y), len(x))
     if kind == 'dct':

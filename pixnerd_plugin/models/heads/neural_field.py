@@ -1,4 +1,4 @@
-"""The patch-wise neural field: a tiny MLP per patch, its weights made by the transformer (paper Sec. 3.2, Eqs. 9 to 11)."""
+"""The patch-wise neural field: a tiny MLP per patch, its weights made by the transformer (paper Sec. 3.2)."""
 
 from __future__ import annotations
 
@@ -116,8 +116,8 @@ class NeuralFieldHead(nn.Module):
             chunk: evaluate at most about this many pixels at once (whole rows of a patch, at least one). By default
                 2**17 without gradients and everything with.
         """
-        y, x = positions if positions is not None else self.positions(pixels.shape[2:4], pixels.device)
         height, width = pixels.shape[2:4]
+        y, x = positions if positions is not None else self.positions((height, width), pixels.device)
         limit = chunk or (pixels.shape[:4].numel() if torch.is_grad_enabled() else CHUNK)
         flat, vectors = pixels.flatten(0, 1), s.flatten(0, 1)
         patches_at_once = max(1, limit // (height * width))

@@ -37,9 +37,9 @@ class SwiGLU(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """RMSNorm, attention, RMSNorm, SwiGLU. ``modulation`` maps the condition to six parts, with no activation before it.
+    """RMSNorm, attention, RMSNorm, SwiGLU; one linear layer, no activation before it, makes the modulation.
 
-    The caller computes ``modulate(c)`` and hands it to ``forward``: it depends on time and condition only, not on tokens.
+    The caller computes ``modulate(c)`` and hands it to ``forward``: it depends on time and condition, not on tokens.
     """
 
     def __init__(

@@ -12,7 +12,7 @@ NUM_FREQUENCIES = 128
 
 
 def time_features(t: Tensor) -> Tensor:
-    """Return ``[cos(t f_k), sin(t f_k)]``, ``(B, 256)`` float32, ``f_k = 10 ** (-k / 128)``; ``t (B,)`` runs from 0 to 1."""
+    """Return ``[cos(t f_k), sin(t f_k)]``, ``(B, 256)`` float32, of times ``t (B,)``; ``f_k = 10 ** (-k / 128)``."""
     exponents = torch.arange(NUM_FREQUENCIES, dtype=torch.float32, device=t.device) / NUM_FREQUENCIES
     angles = torch.outer(t.float(), 10.0**-exponents)
     return torch.cat((angles.cos(), angles.sin()), dim=-1)
@@ -31,7 +31,7 @@ class TimeEmbedding(nn.Module):
 
 
 class TextEmbedding(nn.Module):
-    """``RMSNorm(Linear(text))`` plus learned positions: ``(B, N, text_dim)`` to ``(B, N, D)``, ``N`` at most ``length``."""
+    """``RMSNorm(Linear(text))`` plus learned positions: ``(B, N, text_dim)`` to ``(B, N, D)``, ``N <= length``."""
 
     def __init__(self, text_dim: int, dim: int, length: int, operations: Any, **factory: Any):
         super().__init__()

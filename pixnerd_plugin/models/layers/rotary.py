@@ -16,9 +16,9 @@ def token_positions(grid: tuple[int, int], rule: str, device: torch.device | Non
 
     Args:
         grid: ``(rows, columns)``.
-        rule: ``'fixed_span'``, both axes from 0 to 16 (published class-conditional weights); ``'swapped_grid'``, x from 0
-            to rows and y from 0 to columns (published text weights: the release swaps the two, which only grids that are
-            not square feel); ``'grid'``, x to columns and y to rows.
+        rule: ``'fixed_span'``, both axes from 0 to 16 (published class-conditional weights); ``'swapped_grid'``, x
+            from 0 to rows and y from 0 to columns (published text weights: the release swaps the two, which only grids
+            that are not square feel); ``'grid'``, x to columns and y to rows.
     """
     rows, columns = grid
     if rule == 'fixed_span':
@@ -36,7 +36,7 @@ def token_positions(grid: tuple[int, int], rule: str, device: torch.device | Non
 
 
 def rotary_table(x: Tensor, y: Tensor, head_dim: int, theta: float = 10000.0) -> tuple[Tensor, Tensor]:
-    """Return ``cos, sin`` of the angles, each ``(tokens, head_dim / 2)``: pair 2j turns by ``x f_j``, 2j+1 by ``y f_j``."""
+    """Return ``cos, sin``, each ``(tokens, head_dim / 2)``: channel pair 2j turns by ``x f_j``, 2j+1 by ``y f_j``."""
     frequencies = theta ** -(torch.arange(0, head_dim, 4, dtype=torch.float32, device=x.device) / head_dim)
     angles = torch.stack((torch.outer(x, frequencies), torch.outer(y, frequencies)), dim=-1).flatten(1)
     return angles.cos(), angles.sin()

@@ -1,4 +1,4 @@
-"""Training the field between base pixels: fine pixels drawn from a larger original, as many as there are base pixels."""
+"""Training the field between base pixels: as many pixels as ever, drawn from a larger original."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from ...sampling.noise import continuous_noise
 from ..heads.coordinates import pixel_positions
 
 
-def draw_fine_pixels(
-    images: Tensor, noise: Tensor, patch_size: int
-) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+def draw_fine_pixels(images: Tensor, noise: Tensor, patch_size: int) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
     """Draw a density and, for each base row and column of a patch, one of the fine rows and columns under it.
 
     The choice is the same in every patch, so that the field's coordinates are shared.

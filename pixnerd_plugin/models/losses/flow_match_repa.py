@@ -16,7 +16,7 @@ from .density import draw_fine_pixels
 
 @MODELS.register_module()
 class FlowMatchREPALoss(nn.Module):
-    """``mean((v_net - v)^2) + w mean(1 - cos(proj(h_a), teacher(x)))``, with ``x_t = t x + (1 - t) e`` and ``v = x - e``.
+    """``mean((v_net - v)^2) + w mean(1 - cos(proj(h_a), teacher(x)))`` with ``x_t = t x + (1 - t) e``, ``v = x - e``.
 
     Args:
         align_layer: block whose tokens are aligned, counted from 1.
@@ -68,7 +68,7 @@ class FlowMatchREPALoss(nn.Module):
 
     def forward(
         self,
-        net: nn.Module,
+        net: Any,
         images: Tensor,
         cond: Tensor,
         null_cond: Tensor | None = None,
@@ -79,16 +79,17 @@ class FlowMatchREPALoss(nn.Module):
     ) -> dict[str, Tensor]:
         """Return the two terms, the alignment already weighted, in float32.
 
-        With ``max_density`` above 1 the tokens come from the noisy base picture (``images`` averaged down), and the field
-        is evaluated on as many pixels as ever, drawn by :func:`~.density.draw_fine_pixels`, with the finer picture's
-        values as target.
+        With ``max_density`` above 1 the tokens come from the noisy base picture (``images`` averaged down), and the
+        field is evaluated on as many pixels as ever, drawn by :func:`~.density.draw_fine_pixels`, with the finer
+        picture's values as target.
 
         Args:
             net: the backbone.
             images: ``(B, C, H, W)`` in [-1, 1].
             cond, null_cond: conditions and null conditions of the batch; ``null_cond`` may have batch size 1.
-            noise, t, drop_mask: standard normal ``(B, C, h, w)`` of base size, times ``(B,)`` after the shift, and booleans
-                ``(B,)`` where the condition is dropped; drawn when not given.
+            noise: standard normal ``(B, C, h, w)`` of base size; drawn when not given, as are the next two.
+            t: times ``(B,)``, after the shift.
+            drop_mask: booleans ``(B,)``, true where the condition is dropped.
             teacher_features: ``(B, L, teacher_dim)``; the teacher's when not given.
 
         Returns:
@@ -116,7 +117,7 @@ class FlowMatchREPALoss(nn.Module):
         out = net(x_t, t, cond, pixels=pixels, positions=positions, feature_layer=aligned)
         prediction, features = out if aligned else (out, None)
         losses = dict(loss_flow=F.mse_loss(prediction.float(), velocity.float()))
-        if features is not None:
+        if features is not None and teacher_features is not None:
             similarity = F.cosine_similarity(self.projector(features).float(), teacher_features.float(), dim=-1)
             losses['loss_repa'] = self.repa_weight * (1 - similarity).mean()
         return losses
