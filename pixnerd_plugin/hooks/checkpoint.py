@@ -41,7 +41,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
     The new checkpoint is complete on the disk before ``last_checkpoint`` names it and before an old one is deleted. The
     message hub is written as plain Python, of which stock mmengine resumes everything but the smoothing of its logs.
-    ``meta['pixnerd']`` names the architecture, for ``load_backbone``.
+    ``meta['pixnerd']`` is the model's description, for ``load_backbone`` and ``tools/sample.py``.
 
     Args:
         interval: iterations (epochs with ``by_epoch``) between checkpoints.
@@ -77,8 +77,8 @@ class AtomicCheckpointHook(CheckpointHook):
         self._forget_old_scalars(runner.message_hub)
         checkpoint['message_hub'] = self._plain_message_hub(runner)
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        if hasattr(getattr(model, 'backbone', None), 'architecture'):
-            checkpoint['meta'][METADATA_KEY] = dict(architecture=model.backbone.architecture())
+        if hasattr(model, 'description'):
+            checkpoint['meta'][METADATA_KEY] = model.description()
         for key in ('meta', 'param_schedulers'):
             if key in checkpoint:
                 checkpoint[key] = plain(checkpoint[key])

@@ -48,6 +48,7 @@ class PixNerd(BaseModel):
         if getattr(self.loss, 'teacher', ...) is None:
             # The projector of a loss without a teacher gets no gradient, and DDP would wait for it.
             self.loss.projector.requires_grad_(False)
+        self.resolution: int | None = None
         if compile:
             self.backbone.compile()
 
@@ -57,6 +58,20 @@ class PixNerd(BaseModel):
     @property
     def device(self) -> torch.device:
         return next(self.backbone.parameters()).device
+
+    def description(self) -> dict[str, Any]:
+        """What a checkpoint says of the model beside its weights, in plain Python; what is not known is left out.
+
+        ``architecture`` rebuilds the network, ``sampling`` the sampler; ``class_names`` are the conditioner's and
+        ``resolution`` is the height of the pictures trained on, in pixels.
+        """
+        parts = dict(
+            architecture=self.backbone.architecture() if hasattr(self.backbone, 'architecture') else None,
+            sampling=self.sampler.config() if hasattr(self.sampler, 'config') else None,
+            class_names=getattr(self.conditioner, 'class_names', None),
+            resolution=self.resolution,
+        )
+        return {name: part for name, part in parts.items() if part is not None}
 
     def forward(self, inputs: Tensor, data_samples: Mapping[str, Any] | None = None, mode: str = 'tensor') -> Any:
         """Run one of the three modes on a preprocessed batch.
@@ -73,6 +88,7 @@ class PixNerd(BaseModel):
             if self.loss is None:
                 raise ValueError('this model has no loss to train with; set model.loss')
             cond, null = self._conditions(samples, len(inputs))
+            self.resolution = inputs.shape[2] // getattr(self.loss, 'max_density', 1)
             return self.loss(self.backbone, inputs, cond, null_cond=null)
         if mode == 'predict':
             return self._predict(inputs, samples)

@@ -1,4 +1,4 @@
-# ImageNet at 256 and 512 (paper Sec. 4; REFERENCE recipe): batch 256 = 8 GPUs x 32, constant learning rate, no warm-up.
+# ImageNet at 256 and 512 (paper Sec. 4): batch 256 = 8 GPUs x 32, constant learning rate, no warm-up.
 train_cfg = dict(type='ResumableTrainLoop', max_iters=800_000)
 optim_wrapper = dict(
     type='Bf16OptimWrapper',
