@@ -3,8 +3,7 @@
 _base_ = [
     '_base_/models/pixnerd_t2i.py',
     '_base_/datasets/caption_folder.py',
-    '_base_/schedules/t2i_200k.py',
-    '_base_/runtime/default.py',
+    '_base_/schedules/small.py',
 ]
 model = dict(
     backbone=dict(
@@ -14,6 +13,7 @@ model = dict(
     loss=dict(timeshift=1.0, teacher=None, dim=192, projector_dim=192),
     sampler=dict(timeshift=1.0, guidance_scale=3.0),
 )
+image_size = 32
 train_dataloader = dict(
     batch_size=32,
     num_workers=0,
@@ -22,13 +22,13 @@ train_dataloader = dict(
     dataset=dict(
         pipeline=[
             dict(type='LoadRGB'),
-            dict(type='ResizeCenterCrop', size=32),
+            dict(type='ResizeCenterCrop', size=image_size),
             dict(type='RandomCaption'),
             dict(type='PackInputs'),
         ]
     ),
 )
-train_cfg = dict(max_iters=1500)
-optim_wrapper = dict(optimizer=dict(lr=1e-3))
-auto_scale_lr = dict(base_batch_size=32)
-default_hooks = dict(ema=dict(decay=0.995), checkpoint=dict(interval=250, keep_every=0))
+prompts = ['a photo of a ship', 'a photo of a frog']
+custom_hooks = [
+    dict(type='SampleGridHook', interval=500, conditions=dict(text=prompts * 4), size=image_size, columns=2)
+]

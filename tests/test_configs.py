@@ -1,0 +1,64 @@
+"""Every config reads, stays small and builds the network it says."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from pixnerd_plugin.registry import MODELS
+
+ROOT = Path(__file__).parent.parent
+LEAVES = sorted((ROOT / 'mm_configs').glob('*.py'))
+PARAMETERS = {
+    'pixnerd_l16': 452_113_795,
+    'pixnerd_xl16': 700_589_219,
+    'pixnerd_xl16_512': 700_589_219,
+    'pixnerd_xxl16_t2i_256': 1_171_518_019,
+    'pixnerd_xxl16_t2i_512': 1_171_518_019,
+    'pixnerd_xxl16_t2i_512_sft': 1_171_518_019,
+}
+
+
+def build(config: Config) -> torch.nn.Module:
+    """The model without the weights that a user brings: the teacher's and the text encoder's."""
+    model = config.model
+    if model.loss.teacher is not None:
+        model.loss.teacher = dict(type='DINOv2Teacher', config=dict(hidden_size=768, num_attention_heads=12))
+    if model.conditioner.type == 'Qwen3TextEncoder':
+        model.conditioner.model = str(ROOT / 'tests/data/qwen3_tiny')
+    with torch.device('meta'):
+        return MODELS.build(model)
+
+
+@pytest.mark.parametrize('path', LEAVES, ids=lambda path: path.stem)
+def test_config_builds(path):
+    model = build(Config.fromfile(path))
+    assert model.loss.projector[0].in_features == model.backbone.dim
+    assert model.loss.align_layer <= model.backbone.depth or model.loss.teacher is None
+    if path.stem in PARAMETERS:
+        assert sum(p.numel() for p in model.backbone.parameters()) == PARAMETERS[path.stem]
+    sampled = [hook for hook in Config.fromfile(path).custom_hooks if hook.type == 'SampleGridHook']
+    assert [hook.size % model.backbone.patch_size for hook in sampled] == [0]
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'mm_configs').rglob('*.py')), ids=lambda path: path.stem)
+def test_config_names_no_absolute_path_and_leaves_are_small(path):
+    text = path.read_text()
+    assert "'/" not in text
+    if path in LEAVES:
+        assert len(text.splitlines()) < 40
+
+
+def test_data_and_weights_are_given_by_environment(monkeypatch):
+    monkeypatch.setenv('PIXNERD_IMAGENET', 'elsewhere/imagenet')
+    monkeypatch.setenv('PIXNERD_DINOV2', 'elsewhere/dinov2')
+    config = Config.fromfile(ROOT / 'mm_configs/pixnerd_xl16.py')
+    assert config.train_dataloader.dataset.data_root == 'elsewhere/imagenet/train'
+    assert config.model.loss.teacher.model == 'elsewhere/dinov2'
+
+
+def test_the_baseline_is_a_change_of_the_head():
+    config = Config.fromfile(ROOT / 'mm_configs/baseline_l16.py')
+    assert config.model.backbone.head == dict(type='LinearHead')
+    assert config.model.backbone.depth == 24
