@@ -6,15 +6,66 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
+
+from .metadata import is_part, is_plain
+
 Shapes = Mapping[str, tuple[int, ...]]
+
+# Far above any network; building more blocks than that would take minutes, which a malicious file could ask for.
+MAX_DEPTH = 512
+
+# Arguments that leave no trace in the tensors.
+_TRACELESS = {'position_rule'}
+_TRACELESS_HEAD = {'coordinates', 'num_frequencies', 'normalize', 'alignment'}
+
+
+def find_architecture(shapes: Shapes, stored: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The registry dict of a network: from its shapes, and what they do not tell from ``stored``, that of its metadata.
+
+    Raises:
+        ValueError: if the tensors are not those of a PixNerd network, or ``stored`` contradicts them.
+    """
+    architecture = infer_architecture(shapes)
+    if stored is None:
+        return architecture
+    if stored.get('type') != 'PixNerdDiT' or not isinstance(stored.get('head'), Mapping):
+        raise ValueError(f"the metadata's architecture is of type {str(stored.get('type'))[:100]!r}, not a PixNerdDiT")
+    own = {name: value for name, value in stored.items() if name != 'head'}
+    head = architecture.pop('head')
+    traceless = _TRACELESS
+    if stored['head'].get('type') != head['type']:
+        # A head of the user's own, registered by the user's own program.
+        if stored['head'].get('type') in ('NeuralFieldHead', 'LinearHead') or not is_part(stored['head'], nn.Module):
+            raise ValueError(
+                f'the metadata has head {str(stored["head"])[:100]!r}, and the tensors are of {head["type"]}'
+            )
+        head = dict(stored['head'])
+    else:
+        head = _merge(head, stored['head'], _TRACELESS_HEAD)
+    if head['type'] != 'NeuralFieldHead':
+        # Only a field's tensors tell channels from the patch's area.
+        traceless = _TRACELESS | {'in_channels', 'patch_size'}
+    return {**_merge(architecture, own, traceless), 'head': head}
+
+
+def _merge(inferred: dict[str, Any], stored: Mapping[str, Any], traceless: set[str]) -> dict[str, Any]:
+    for name, value in stored.items():
+        if name not in inferred or not is_plain(value):
+            raise ValueError(
+                f'the metadata has {str(name)[:50]}={str(value)[:50]!r}, which is no argument of the network'
+            )
+        if name not in traceless and value != inferred[name]:
+            raise ValueError(f'the metadata says {name}={value!r}, and the tensors are of {name}={inferred[name]!r}')
+    return {**inferred, **stored}
 
 
 def infer_architecture(shapes: Shapes) -> dict[str, Any]:
     """Return the registry dict of a :class:`PixNerdDiT` whose state dict has these shapes (our key layout).
 
-    What leaves no trace in the tensors (coordinates, alignment, position rule, normalisation of the second field weight)
-    is set to the published variant: DCT coordinates and both weights normalised for classes, cosines and the first only
-    for text.
+    What leaves no trace in the tensors (coordinates, alignment, position rule, normalisation of the second field
+    weight) is set to the published variant: DCT coordinates and both weights normalised for classes, cosines and the
+    first only for text.
 
     Raises:
         ValueError: if the tensors are not those of a PixNerd network.
@@ -23,11 +74,16 @@ def infer_architecture(shapes: Shapes) -> dict[str, Any]:
         return _infer(shapes)
     except KeyError as error:
         raise ValueError(f'not a PixNerd network: tensor {error.args[0]!r} is missing') from None
+    except (IndexError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise ValueError(f'not a PixNerd network: its tensors have impossible shapes ({error})') from None
 
 
 def _infer(shapes: Shapes) -> dict[str, Any]:
     def count(prefix: str) -> int:
-        return len({name.removeprefix(prefix).split('.')[0] for name in shapes if name.startswith(prefix)})
+        found = len({name.removeprefix(prefix).split('.')[0] for name in shapes if name.startswith(prefix)})
+        if found > MAX_DEPTH:
+            raise ValueError(f'{found} parts named {prefix}')
+        return found
 
     dim, patch_values = shapes['patch_embed.weight']
     in_channels = shapes['head.pixel_embed.weight'][1] if 'head.pixel_embed.weight' in shapes else 3

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .lazy import LazyTensor
+
 
 class Piece(NamedTuple):
     """One correspondence: ``ours.chunk(parts)[part] == theirs[:, columns]``, along rows of ours."""
@@ -97,25 +99,29 @@ def layout_of(keys: Iterable[str]) -> list[Piece]:
     )
 
 
-def from_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Convert a state dict in the published layout to ours, exactly.
+def published_to_ours(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Convert tensors in the published layout to ours, exactly.
 
     Raises:
-        ValueError: if tensors are missing or left over; the message names them.
+        ValueError: if tensors are missing, left over or of shapes that do not fit together; the message names them.
     """
     pieces = layout_of(tensors)
     expected = {piece.theirs for piece in pieces}
     if problem := describe_difference(expected, set(tensors)):
         raise ValueError(f'not a PixNerd checkpoint in the published layout: {problem}')
-    groups: dict[str, list[Tensor]] = defaultdict(list)
+    groups: dict[str, list[LazyTensor]] = defaultdict(list)
     for piece in pieces:
         tensor = tensors[piece.theirs]
-        groups[piece.ours].append(tensor if piece.columns is None else tensor[:, piece.columns].contiguous())
-    return {name: parts[0] if len(parts) == 1 else torch.cat(parts) for name, parts in groups.items()}
+        groups[piece.ours].append(tensor if piece.columns is None else _columns(tensor, piece.theirs, piece.columns))
+    return {name: _cat(name, parts, dim=0) for name, parts in groups.items()}
 
 
-def to_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Convert a state dict of a class or text network with a neural field head to the published layout, exactly."""
+def ours_to_published(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Convert the tensors of a class or text network with a neural field head to the published layout, exactly.
+
+    Raises:
+        ValueError: if the network has no form there; the message names what does not fit.
+    """
     blocks = {name.split('.')[1] for name in tensors if name.startswith('blocks.')}
     text_blocks = {name.split('.')[1] for name in tensors if name.startswith('text_blocks.')}
     norms = {name for name in tensors if name.startswith('head.norms.')}
@@ -124,10 +130,54 @@ def to_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     )
     if problem := describe_difference({piece.ours for piece in pieces}, set(tensors)):
         raise ValueError(f'this network has no form in the published layout: {problem}')
-    groups: dict[str, list[Tensor]] = defaultdict(list)
+    groups: dict[str, list[LazyTensor]] = defaultdict(list)
     for piece in pieces:
-        groups[piece.theirs].append(tensors[piece.ours].chunk(piece.parts)[piece.part])
-    return {name: torch.cat(parts, dim=1) if len(parts) > 1 else parts[0].clone() for name, parts in groups.items()}
+        groups[piece.theirs].append(_rows(tensors[piece.ours], piece.part, piece.parts))
+    return {name: _cat(name, parts, dim=1) for name, parts in groups.items()}
+
+
+def from_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """:func:`published_to_ours` of a state dict in memory."""
+    converted = published_to_ours({name: LazyTensor.of(tensor) for name, tensor in tensors.items()})
+    return {name: tensor.read() for name, tensor in converted.items()}
+
+
+def to_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """:func:`ours_to_published` of a state dict in memory."""
+    converted = ours_to_published({name: LazyTensor.of(tensor) for name, tensor in tensors.items()})
+    return {name: tensor.read() for name, tensor in converted.items()}
+
+
+def _columns(tensor: LazyTensor, name: str, columns: slice) -> LazyTensor:
+    if len(tensor.shape) != 2:
+        raise ValueError(f'{name} is {tensor.shape}, and a matrix is due')
+    shape = (tensor.shape[0], len(range(tensor.shape[1])[columns]))
+    return LazyTensor(tensor.dtype, shape, lambda: tensor.read()[:, columns].contiguous())
+
+
+def _rows(tensor: LazyTensor, part: int, parts: int) -> LazyTensor:
+    if parts == 1:
+        return tensor
+    shape = (tensor.shape[0] // parts, *tensor.shape[1:])
+    return LazyTensor(tensor.dtype, shape, lambda: tensor.read().chunk(parts)[part].clone())
+
+
+def _cat(name: str, parts: list[LazyTensor], dim: int) -> LazyTensor:
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    for part in parts:
+        # Sizes along any other dimension must agree, and torch would promote dtypes without a word.
+        if (
+            part.dtype != first.dtype
+            or part.shape[:dim] + part.shape[dim + 1 :] != first.shape[:dim] + first.shape[dim + 1 :]
+        ):
+            raise ValueError(
+                f'the parts of {name} differ: {first.shape} of {first.dtype}, {part.shape} of {part.dtype}'
+            )
+    size = sum(part.shape[dim] for part in parts)
+    shape = (*first.shape[:dim], size, *first.shape[dim + 1 :])
+    return LazyTensor(first.dtype, shape, lambda: torch.cat([part.read() for part in parts], dim=dim))
 
 
 def describe_difference(expected: set[str], found: set[str]) -> str:

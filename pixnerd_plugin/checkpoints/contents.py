@@ -1,0 +1,181 @@
+"""What networks a checkpoint file holds, whatever program wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .lazy import LazyTensor
+from .metadata import METADATA_KEY, check_metadata, parse_metadata
+from .published import is_published, published_to_ours
+from .safetensors_file import open_safetensors
+from .torch_file import open_torch
+
+Tensors = dict[str, LazyTensor]
+
+# Where a network's tensors may sit in a file. Lightning's names tell what they are; the bare layout comes last.
+_LABELLED = {'ema': 'ema_denoiser.', 'raw': 'denoiser.'}
+_UNLABELLED = ('backbone.', 'module.backbone.', 'model.diffusion_model.', 'diffusion_model.', 'state_dict.', '')
+_MARKS = ('s_embedder.proj.weight', 'patch_embed.weight')
+
+# The projector of the alignment loss, in the published layout and in ours.
+PUBLISHED_PROJECTOR = 'diffusion_trainer.proj.0.'
+PROJECTOR = 'loss.projector.'
+
+
+class Contents(NamedTuple):
+    """What a file holds.
+
+    Args:
+        path: the file.
+        kind: the program or layout it is of, in words.
+        networks: tensors under our names, by what they are: ``'ema'``, ``'raw'``, or ``'weights'`` where the file does
+            not tell.
+        projector: tensors of the loss's projector, under the names of our ``loss.projector``.
+        metadata: see :mod:`~.metadata`.
+        ignored: names of the file's other tensors, and of its other entries.
+        steps: training steps, where the file tells.
+    """
+
+    path: Path
+    kind: str
+    networks: dict[str, Tensors]
+    projector: Tensors
+    metadata: dict[str, Any]
+    ignored: list[str]
+    steps: int | None = None
+
+    def network(self, weights: str) -> Tensors:
+        """The tensors that ``weights`` asks for.
+
+        Raises:
+            ValueError: if the file does not have them.
+        """
+        if weights not in _LABELLED:
+            raise ValueError(f"weights={weights!r} is not known; use 'ema' or 'raw'")
+        found = self.networks.get(weights) or self.networks.get('weights')
+        if found is None:
+            others = ' and '.join(self.networks)
+            raise ValueError(f'{self.path}: the file has no {weights} weights; it has {others} weights')
+        return found
+
+
+def open_contents(path: str | Path) -> Contents:
+    """Find the networks of a file (or of a diffusers folder), reading no tensor.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged or holds no PixNerd network; one line.
+    """
+    path = weights_file(Path(path))
+    if path.suffix == '.safetensors':
+        tensors, texts = open_safetensors(path)
+        metadata = _checked(path, parse_metadata, texts[METADATA_KEY]) if METADATA_KEY in texts else {}
+        return _contents(path, tensors, metadata, [], None)
+    content = open_torch(path)
+    if not isinstance(content, dict):
+        raise ValueError(f'{path}: a checkpoint holds a dict with state_dict, this holds a {type(content).__name__}')
+    tensors = _flat(content.get('state_dict', content))
+    meta = content.get('meta')
+    stored = meta.get(METADATA_KEY) if isinstance(meta, dict) else content.get(METADATA_KEY)
+    metadata = {} if stored is None else _checked(path, check_metadata, stored)
+    others = [str(name) for name in content if name not in ('state_dict', 'ema_state_dict', 'meta', METADATA_KEY)]
+    steps = content.get('global_step', meta.get('iter') if isinstance(meta, dict) else None)
+    steps = steps if isinstance(steps, int) else None
+    raw = _flat(content.get('ema_state_dict')) if 'ema_state_dict' in content else None
+    return _contents(path, tensors, metadata, others if 'state_dict' in content else [], steps, raw)
+
+
+def weights_file(path: Path) -> Path:
+    """The file of weights in a diffusers folder; a file is itself.
+
+    Raises:
+        FileNotFoundError: if there is neither.
+    """
+    if path.is_dir():
+        for name in ('transformer/diffusion_pytorch_model.safetensors', 'diffusion_pytorch_model.safetensors'):
+            if (path / name).is_file():
+                return path / name
+        raise FileNotFoundError(f'{path} is a folder without transformer/diffusion_pytorch_model.safetensors')
+    if not path.is_file():
+        raise FileNotFoundError(f'{path}: no such checkpoint file')
+    return path
+
+
+def _checked(path: Path, check: Any, content: Any) -> dict[str, Any]:
+    try:
+        return check(content)
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from None
+
+
+def _flat(state: Any) -> Tensors:
+    if not isinstance(state, dict):
+        return {}
+    return {name: tensor for name, tensor in state.items() if isinstance(name, str) and isinstance(tensor, LazyTensor)}
+
+
+def _contents(
+    path: Path,
+    tensors: Tensors,
+    metadata: dict[str, Any],
+    ignored: list[str],
+    steps: int | None,
+    ema_state: Tensors | None = None,
+) -> Contents:
+    networks, used = {}, set()
+    for label, prefix in _LABELLED.items():
+        if found := _under(tensors, prefix):
+            networks[label] = found
+            used |= {prefix + name for name in found}
+    kind = 'published Lightning layout' if networks else ''
+    if not networks:
+        prefixes = [prefix for prefix in _UNLABELLED if _under(tensors, prefix)]
+        if not prefixes:
+            raise ValueError(f'{path}: no PixNerd network in this file; its first tensors are {_first(tensors)}')
+        prefix = prefixes[0]
+        found = _under(tensors, prefix)
+        used |= {prefix + name for name in found}
+        kind = f'keys under {prefix!r}' if prefix else 'bare keys'
+        if ema_state is None:
+            networks['weights'] = found
+        else:
+            # mmengine's EMA hook swaps: state_dict has the averages, ema_state_dict the weights that are trained.
+            # Frozen ones are in state_dict only.
+            kind = 'mmengine training checkpoint'
+            raw = {
+                name.removeprefix(f'module.{prefix}'): tensor for name, tensor in ema_state.items() if name != 'steps'
+            }
+            networks = {'ema': found, 'raw': {**found, **raw}}
+    if (stored := metadata.get('weights')) in ('ema', 'raw'):
+        if 'weights' in networks:
+            networks = {stored: networks['weights']}
+        # Written under both names, for programs that want both.
+        networks = {stored: networks[stored]} if stored in networks else networks
+    projector = {}
+    for prefix in (PUBLISHED_PROJECTOR, PROJECTOR):
+        for name in tensors:
+            if name.startswith(prefix) and name not in used:
+                projector[name.removeprefix(prefix)] = tensors[name]
+                used.add(name)
+    try:
+        networks = {label: _ours(found) for label, found in networks.items()}
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from None
+    return Contents(path, kind, networks, projector, metadata, ignored + sorted(set(tensors) - used), steps)
+
+
+def _under(tensors: Mapping[str, LazyTensor], prefix: str) -> Tensors:
+    """The tensors of the network under ``prefix``, if there is one."""
+    if not any(prefix + mark in tensors for mark in _MARKS):
+        return {}
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _ours(tensors: Tensors) -> Tensors:
+    return published_to_ours(tensors) if is_published(tensors) else tensors
+
+
+def _first(tensors: Tensors) -> str:
+    return ', '.join(name[:60] for name in list(tensors)[:3]) or 'none'

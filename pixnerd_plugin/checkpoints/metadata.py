@@ -1,0 +1,111 @@
+"""What a file says about its network besides the tensors, checked: a file may say anything.
+
+It is one JSON object: ``architecture`` (the registry dict), ``weights`` (``'ema'``, ``'raw'`` or ``'both'``),
+``variant``, ``resolution`` (side of the training pictures in pixels), ``sampling`` (a sampler's registry dict),
+``class_names``, ``lora``, ``source`` (``name`` and ``sha256`` of the file it was made from) and ``version`` of this
+layout. All are optional.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ..registry import MODELS
+from ..sampling.samplers import FlowSampler
+
+METADATA_KEY = 'pixnerd'
+"""Entry of a safetensors file's metadata, and of mmengine's ``meta``."""
+
+VERSION = 1
+
+# Sizes of the published networks (paper Table 2; L/16 and XL/16 for classes, XXL/16 for text): dim, depth, field depth.
+_VARIANTS = {(1024, 22, 2): 'pixnerd_l16', (1152, 26, 4): 'pixnerd_xl16', (1536, 16, 2): 'pixnerd_xxl16_t2i'}
+
+_CLASS_SAMPLING = dict(
+    type='EulerFlowSampler', num_steps=100, guidance_scale=3.5, guidance_interval=[0.1, 1.0], timeshift=1.0
+)
+_TEXT_SAMPLING = dict(
+    type='AdamsFlowSampler', num_steps=25, order=2, guidance_scale=4.0, guidance_interval=[0.0, 1.0], timeshift=3.0
+)
+
+
+def parse_metadata(text: str) -> dict[str, Any]:
+    """The metadata in the JSON text of a safetensors file; errors as in :func:`check_metadata`."""
+    try:
+        content = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f'its {METADATA_KEY} metadata is not JSON ({error})') from None
+    return check_metadata(content)
+
+
+def check_metadata(content: Any) -> dict[str, Any]:
+    """Return ``content`` if every known entry is well formed.
+
+    Raises:
+        ValueError: naming the entry that is not.
+    """
+    if not isinstance(content, dict):
+        raise ValueError(f'its {METADATA_KEY} metadata is not a table')
+    version = content.get('version', VERSION)
+    if not isinstance(version, int) or version > VERSION:
+        raise ValueError(f'its metadata has version {version!r}, made by a newer PixNerd plugin; update this one')
+    for name, is_well_formed in _CHECKS.items():
+        if content.get(name) is not None and not is_well_formed(content[name]):
+            raise ValueError(f'its metadata has {name}={str(content[name])[:100]!r}, which no PixNerd network has')
+    return content
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is a text, a moderate number, or a list of those: all that parts are built from."""
+    if isinstance(value, list | tuple):
+        return len(value) <= 16 and all(map(is_plain, value))
+    if isinstance(value, str):
+        return len(value) <= 100
+    return value is None or (isinstance(value, int | float) and math.isfinite(value) and abs(value) <= 2**20)
+
+
+def is_part(value: Any, kind: type) -> bool:
+    """Whether a value is the registry dict of one of our own registered parts of a class, with plain arguments.
+
+    Only a name in our registry will do: mmengine would import whatever a dotted name points to.
+    """
+    if not isinstance(value, Mapping) or not isinstance(value.get('type'), str):
+        return False
+    part = MODELS.module_dict.get(value['type'])
+    return isinstance(part, type) and issubclass(part, kind) and all(map(is_plain, value.values()))
+
+
+def variant_of(architecture: Mapping[str, Any]) -> str:
+    """The published variant of this size, or ``'custom'``."""
+    head = architecture['head']
+    name = _VARIANTS.get((architecture['dim'], architecture['depth'], head.get('depth', 0)), 'custom')
+    is_text = 'text_dim' in architecture
+    return name if name == 'custom' or is_text == name.endswith('t2i') else 'custom'
+
+
+def default_sampling(architecture: Mapping[str, Any]) -> dict[str, Any]:
+    """The published sampler of the class or text networks, as a registry dict."""
+    return dict(_TEXT_SAMPLING if 'text_dim' in architecture else _CLASS_SAMPLING)
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) <= 10**6 and all(isinstance(name, str) for name in value)
+
+
+def _is_lora(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(is_plain, value.values()))
+
+
+_CHECKS = {
+    'architecture': lambda value: isinstance(value, dict),
+    'weights': lambda value: value in ('ema', 'raw', 'both'),
+    'variant': lambda value: isinstance(value, str),
+    'resolution': lambda value: type(value) is int and 0 < value <= 2**16,
+    'sampling': lambda value: is_part(value, FlowSampler) and value.get('num_steps', 1) <= 10_000,
+    'class_names': _is_names,
+    'lora': _is_lora,
+    'source': lambda value: isinstance(value, dict),
+}
