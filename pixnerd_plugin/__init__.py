@@ -4,12 +4,11 @@ Importing the package registers every part. The network, the samplers and the ch
 datasets, hooks and the mmengine model register when mmengine is installed.
 """
 
-from importlib.util import find_spec
-
 from . import models, sampling
 from .checkpoints import load_backbone
+from .registry import WITH_MMENGINE
 
-if find_spec('mmengine') is not None:
+if WITH_MMENGINE:
     from . import training  # noqa: F401
 
 __all__ = ['load_backbone', 'models', 'sampling']

@@ -1,19 +1,19 @@
 """The registries of PixNerd's parts: children of mmengine's, under the scope ``pixnerd``.
 
 With mmengine installed, ``dict(type='pixnerd.PixNerdDiT')`` resolves from any project, and everything mmengine, mmcv or
-torch registered (optimisers, transforms, hooks) resolves from here. Without it (inside ComfyUI) the same names are small
+torch registered (optimisers, transforms, hooks) resolves from here. Without it, and inside ComfyUI, the names are small
 registries of their own, so that the network and the samplers import with torch alone.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
-try:
-    from mmengine import registry as _mmengine
-except ImportError:
-    _mmengine = None
+# ComfyUI trains nothing: an mmengine that happens to be installed beside it would only slow its start.
+WITH_MMENGINE = find_spec('mmengine') is not None and 'comfy' not in sys.modules
 
 SCOPE = 'pixnerd'
 
@@ -46,10 +46,12 @@ class _Registry:
 
 
 def _child(name: str) -> Any:
-    if _mmengine is None:
+    if not WITH_MMENGINE:
         return _Registry(name.lower())
-    parent = getattr(_mmengine, name)
-    return _mmengine.Registry(parent.name, parent=parent, scope=SCOPE, locations=['pixnerd_plugin'])
+    from mmengine import registry
+
+    parent = getattr(registry, name)
+    return registry.Registry(parent.name, parent=parent, scope=SCOPE, locations=['pixnerd_plugin'])
 
 
 MODELS = _child('MODELS')

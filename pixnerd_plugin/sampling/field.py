@@ -48,9 +48,18 @@ class FieldTrajectory:
         token_grid: ``(rows, columns)`` of patches.
         tokens: patch vectors of each evaluation, in order: ``(branches, B, L, D)``, unconditional branch first where
             guidance was on.
+        dtype: dtype the head computes in; default: that of its weights.
     """
 
-    def __init__(self, head: Any, sampler: Any, noise: Tensor, token_grid: tuple[int, int], tokens: list[Tensor]):
+    def __init__(
+        self,
+        head: Any,
+        sampler: Any,
+        noise: Tensor,
+        token_grid: tuple[int, int],
+        tokens: list[Tensor],
+        dtype: torch.dtype | None = None,
+    ):
         if not hasattr(head, 'alignment'):
             raise ValueError(f'only a neural field can be decoded anywhere, and this head is a {type(head).__name__}')
         self.head = head
@@ -58,6 +67,7 @@ class FieldTrajectory:
         self.noise = noise
         self.token_grid = (int(token_grid[0]), int(token_grid[1]))
         self.tokens = tokens
+        self.dtype = dtype or next(head.parameters()).dtype
 
     @property
     def size(self) -> tuple[int, int]:
@@ -175,12 +185,11 @@ class FieldTrajectory:
         )
         indices = indices.flatten().to(x.device)
         positions = (row.positions.to(x), column.positions.to(x))
-        dtype = next(self.head.parameters()).dtype
         evaluations = iter(self.tokens)
 
         def velocity(x: Tensor, t: float) -> Tensor:
-            s = next(evaluations)[:, :, indices].to(x.device, dtype)  # (branches, B, n, D)
-            pixels = to_patches(x, grid).to(dtype)
+            s = next(evaluations)[:, :, indices].to(x.device, self.dtype)  # (branches, B, n, D)
+            pixels = to_patches(x, grid).to(self.dtype)
             v = [from_patches(self.head(branch, pixels, positions), grid).to(x.dtype) for branch in s]
             return v[0] if len(v) == 1 else v[0] + self.sampler.guidance_scale * (v[1] - v[0])
 

@@ -1,0 +1,107 @@
+"""Loading the model and the text encoder from ComfyUI's model folders."""
+
+from __future__ import annotations
+
+import comfy.sd
+import comfy.utils
+import folder_paths
+import torch
+from comfy_api.latest import io
+
+from ..guards import check_safetensors
+from ..model import require_pixnerd
+from ..text_encoder import load_text_encoder
+from ..weights import add_header_metadata, find_prefix
+
+WEIGHT_DTYPES = ['default', 'fp8_e4m3fn', 'fp8_e4m3fn_fast', 'fp8_e5m2']
+
+
+class PixNerdModelLoader(io.ComfyNode):
+    """A PixNerd file to MODEL and its pass-through VAE."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id='PixNerdModelLoader',
+            display_name='PixNerd Model Loader',
+            category='PixNerd/loaders',
+            description='Loads a PixNerd model, for text or for classes. It works on pixels: its VAE passes them '
+            'through.',
+            inputs=[
+                io.Combo.Input(
+                    'model_name',
+                    options=folder_paths.get_filename_list('diffusion_models'),
+                    tooltip='A PixNerd .safetensors file in models/diffusion_models. Training checkpoints (.ckpt, '
+                    '.pth) are converted first, by tools/convert_checkpoint.py.',
+                ),
+                io.Combo.Input(
+                    'weight_dtype',
+                    options=WEIGHT_DTYPES,
+                    default='default',
+                    tooltip='How the weights are kept in memory. default keeps the quality of the file; the fp8 types '
+                    'halve its memory at some loss.',
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name='MODEL', tooltip='For PixNerd Sampler, KSampler and every other sampler.'),
+                io.Vae.Output(display_name='VAE', tooltip='Passes pixels through, for VAE Encode and VAE Decode.'),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model_name: str, weight_dtype: str) -> io.NodeOutput:
+        check_safetensors(model_name, 'model')
+        path = folder_paths.get_full_path_or_raise('diffusion_models', model_name)
+        tensors, header = comfy.utils.load_torch_file(path, return_metadata=True)
+        prefix = find_prefix(tensors)
+        if prefix is None:
+            raise ValueError(
+                f'model_name {model_name} is not a PixNerd model (its first tensors are '
+                f'{", ".join(list(tensors)[:3])}): choose a PixNerd file, or load this one with the nodes made for it.'
+            )
+        add_header_metadata(tensors, prefix, header or {})
+        options: dict[str, object] = {}
+        if weight_dtype != 'default':
+            options['dtype'] = getattr(torch, weight_dtype.replace('fp8', 'float8').removesuffix('_fast'))
+            options['fp8_optimizations'] = weight_dtype.endswith('_fast')
+        model = require_pixnerd(comfy.sd.load_diffusion_model_state_dict(tensors, model_options=options), 'model_name')
+        return io.NodeOutput(model, comfy.sd.VAE(sd={'pixel_space_vae': torch.tensor(1.0)}))
+
+
+class PixNerdTextEncoderLoader(io.ComfyNode):
+    """A Qwen3 file to CLIP."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id='PixNerdTextEncoderLoader',
+            display_name='PixNerd Text Encoder Loader',
+            category='PixNerd/loaders',
+            description='Loads Qwen3-1.7B, the text encoder of the text-to-image models, as they were trained with it.',
+            inputs=[
+                io.Combo.Input(
+                    'text_encoder_name',
+                    options=folder_paths.get_filename_list('text_encoders'),
+                    tooltip='Qwen3-1.7B as one .safetensors file in models/text_encoders.',
+                ),
+                io.Combo.Input(
+                    'device',
+                    options=['default', 'cpu'],
+                    default='default',
+                    tooltip='cpu keeps the text encoder off the graphics card.',
+                ),
+            ],
+            outputs=[io.Clip.Output(display_name='CLIP', tooltip='For PixNerd Text Encode or CLIP Text Encode.')],
+        )
+
+    @classmethod
+    def execute(cls, text_encoder_name: str, device: str) -> io.NodeOutput:
+        check_safetensors(text_encoder_name, 'text encoder')
+        path = folder_paths.get_full_path_or_raise('text_encoders', text_encoder_name)
+        options = {}
+        if device == 'cpu':
+            options = {'load_device': torch.device('cpu'), 'offload_device': torch.device('cpu')}
+        try:
+            return io.NodeOutput(load_text_encoder(comfy.utils.load_torch_file(path), options))
+        except ValueError as error:
+            raise ValueError(f'text_encoder_name {text_encoder_name}: {error}') from None

@@ -1,0 +1,156 @@
+"""PixNerd's text encoder as a ComfyUI CLIP: Qwen3 on core's llama blocks, with core's Qwen tokenizer.
+
+It gives what :class:`pixnerd_plugin.models.conditioners.Qwen3TextEncoder` gives: the prompt as it is, cut or padded to
+128 tokens, rotary frequencies rounded to bfloat16 as in training, and the empty prompt's padding attending to itself.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import comfy.sd
+import comfy.sd1_clip
+import comfy.supported_models_base
+import comfy.text_encoders
+import torch
+from comfy.text_encoders.llama import BaseLlama, Llama2_, Llama2Config
+from torch import Tensor
+
+from pixnerd_plugin.checkpoints.published import describe_difference
+
+NAME = 'pixnerd_qwen3'
+PAD = 151643
+LENGTH = 128
+ROPE_THETA = 1e6
+
+
+class Qwen3Tokenizer(comfy.sd1_clip.SDTokenizer):
+    """Core's Qwen tokenizer without what ComfyUI adds to prompts: no weights, embeddings, template or chunks."""
+
+    def __init__(self, embedding_directory: Any = None, tokenizer_data: dict | None = None):
+        from transformers import Qwen2Tokenizer
+
+        super().__init__(
+            str(Path(comfy.sd1_clip.__file__).parent / 'text_encoders' / 'qwen25_tokenizer'),
+            tokenizer_class=Qwen2Tokenizer,
+            has_start_token=False,
+            has_end_token=False,
+            pad_with_end=False,
+            pad_token=PAD,
+            max_length=LENGTH,
+            embedding_key=NAME,
+            tokenizer_data=tokenizer_data or {},
+        )
+
+    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **kwargs: Any) -> dict[str, list]:
+        """One row of 128 ``(id, weight)``, the weight always 1; with ``return_word_ids`` a third entry, always 0."""
+        ids = self.tokenizer(text)['input_ids'][:LENGTH]
+        ids += [PAD] * (LENGTH - len(ids))
+        return {NAME: [[(token, 1.0, 0) if return_word_ids else (token, 1.0) for token in ids]]}
+
+
+class Qwen3(BaseLlama, torch.nn.Module):
+    """Core's llama with Qwen3's normalised queries and keys; sizes from ``config``."""
+
+    def __init__(self, config: dict[str, int], dtype: torch.dtype, device: torch.device, operations: Any):
+        super().__init__()
+        sizes = dict(config)
+        head_dim = sizes.pop('head_dim')
+        llama = Llama2Config(**sizes, rms_norm_eps=1e-6, rope_theta=ROPE_THETA)
+        llama.head_dim = head_dim
+        # Core's name for an RMSNorm on each head.
+        llama.q_norm = llama.k_norm = 'gemma3'
+        self.num_layers = llama.num_hidden_layers
+        self.dtype = dtype
+        self.model = Llama2_(llama, device=device, dtype=dtype, ops=operations)
+        exact = ROPE_THETA ** -(torch.arange(0, head_dim, 2).float() / head_dim)
+        # PixNerd was trained on frequencies rounded to bfloat16. Core divides its own by rope_scale.
+        self.rope_scale = exact / exact.bfloat16().float()
+
+    def forward(self, input_ids: Tensor | None, *args: Any, embeds: Tensor, **kwargs: Any) -> tuple:
+        self.model.config.rope_scale = self.rope_scale.to(embeds.device)
+        return super().forward(input_ids, *args, embeds=embeds, **kwargs)
+
+
+class Qwen3ClipModel(comfy.sd1_clip.SDClipModel):
+    """Core's wrapper of a text model, with the release's mask."""
+
+    def __init__(self, device: Any = 'cpu', dtype: torch.dtype | None = None, model_options: dict | None = None):
+        options = model_options or {}
+        super().__init__(
+            device=device,
+            dtype=dtype,
+            max_length=LENGTH,
+            textmodel_json_config=dict(options[f'{NAME}_config']),
+            model_class=Qwen3,
+            special_tokens={'pad': PAD},
+            enable_attention_masks=True,
+            model_options=options,
+        )
+
+    def process_tokens(self, tokens: list[list[int]], device: torch.device) -> tuple:
+        embeds, _, _, info = super().process_tokens(tokens, device)
+        mask = padding_mask(torch.tensor(tokens, device=device))
+        return embeds, mask, mask.sum(1).tolist(), info
+
+
+def padding_mask(ids: Tensor) -> Tensor:
+    """1 for the prompt and 0 for the padding after it; ones for an empty prompt, as in training. ``(B, N)``, long."""
+    rest = (ids != PAD).long().flip(1).cummax(1).values.flip(1)
+    return torch.where(rest.any(dim=1, keepdim=True), rest, 1)
+
+
+class Qwen3TextModel(comfy.sd1_clip.SD1ClipModel):
+    """What core's CLIP holds: the text model under its name."""
+
+    def __init__(self, device: Any = 'cpu', dtype: torch.dtype | None = None, model_options: dict | None = None):
+        super().__init__(
+            device=device, dtype=dtype, model_options=model_options or {}, name=NAME, clip_model=Qwen3ClipModel
+        )
+
+
+def read_config(tensors: dict[str, Tensor]) -> dict[str, int]:
+    """The sizes of a Qwen3 from its tensors.
+
+    Raises:
+        ValueError: if they are not those of a Qwen3 text model.
+    """
+    first = 'model.layers.0.'
+    try:
+        vocab_size, hidden_size = tensors['model.embed_tokens.weight'].shape
+        head_dim = tensors[f'{first}self_attn.q_norm.weight'].shape[0]
+        return dict(
+            vocab_size=vocab_size,
+            hidden_size=hidden_size,
+            head_dim=head_dim,
+            intermediate_size=tensors[f'{first}mlp.gate_proj.weight'].shape[0],
+            num_hidden_layers=1 + max(int(name.split('.')[2]) for name in tensors if name.startswith('model.layers.')),
+            num_attention_heads=tensors[f'{first}self_attn.q_proj.weight'].shape[0] // head_dim,
+            num_key_value_heads=tensors[f'{first}self_attn.k_proj.weight'].shape[0] // head_dim,
+        )
+    except KeyError as error:
+        raise ValueError(
+            f'this is not a Qwen3 text encoder (it has no {error.args[0]}): choose the safetensors file of Qwen3-1.7B.'
+        ) from None
+
+
+def load_text_encoder(tensors: dict[str, Tensor], model_options: dict[str, Any] | None = None) -> comfy.sd.CLIP:
+    """A CLIP from a Qwen3 in transformers' key layout, with or without the ``model.`` prefix.
+
+    Raises:
+        ValueError: if the tensors are not exactly those of a Qwen3 text model.
+    """
+    tensors = {name if name.startswith('model.') else f'model.{name}': tensor for name, tensor in tensors.items()}
+    # The output layer of the language model; text encoding ends before it.
+    tensors.pop('model.lm_head.weight', None)
+    # ComfyUI computes in float32 on weights of any dtype; float16, its default, does not have bfloat16's range.
+    options = {'dtype': torch.bfloat16, **(model_options or {}), f'{NAME}_config': read_config(tensors)}
+    target = comfy.supported_models_base.ClipTarget(Qwen3Tokenizer, Qwen3TextModel)
+    parameters = sum(tensor.numel() for tensor in tensors.values())
+    clip = comfy.sd.CLIP(target, parameters=parameters, model_options=options)
+    transformer = getattr(clip.cond_stage_model, NAME).transformer
+    if problem := describe_difference(set(transformer.state_dict()), set(tensors)):
+        raise ValueError(f'this is not a whole Qwen3 text encoder: {problem}. Download it again.')
+    clip.load_sd(tensors)
+    return clip

@@ -1,0 +1,72 @@
+"""PixNerd's tensors in a state dict, whatever its key layout, and the metadata that travels with them.
+
+A safetensors file has metadata in its header, but ComfyUI's own loaders and savers pass state dicts only. What the
+tensors do not tell (coordinates, alignment, names) therefore rides along as one more tensor: its JSON text as bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pixnerd_plugin.checkpoints.architecture import find_architecture
+from pixnerd_plugin.checkpoints.metadata import METADATA_KEY, parse_metadata
+from pixnerd_plugin.checkpoints.published import from_published, is_published
+
+METADATA_TENSOR = 'pixnerd_metadata'
+
+# The EMA weights are the ones to sample from, so their prefix comes first.
+_PREFIXES = ('ema_denoiser.', 'model.diffusion_model.', 'diffusion_model.', 'backbone.', 'denoiser.', '')
+_MARKS = ('patch_embed.weight', 's_embedder.proj.weight')
+# Other networks have a patch_embed too: each of these is needed besides.
+_SURE = ('time_embed.fc1.weight', 't_embedder.mlp.0.weight')
+
+
+def find_prefix(names: Iterable[str], under: str = '') -> str | None:
+    """Where among the ``names`` that start with ``under`` a PixNerd network's tensors sit; None if there is none."""
+    names = set(names)
+    for prefix in _PREFIXES:
+        prefix = under + prefix
+        if any(prefix + mark in names and prefix + sure in names for mark, sure in zip(_MARKS, _SURE, strict=True)):
+            return prefix
+    return None
+
+
+def select(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors of the network under ``prefix`` in our key layout.
+
+    Raises:
+        ValueError: if tensors of the published layout are missing or left over.
+    """
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
+    tensors.pop(METADATA_TENSOR, None)
+    return from_published(tensors) if is_published(tensors) else tensors
+
+
+def metadata_tensor(metadata: Mapping[str, Any]) -> Tensor:
+    """The tensor that carries ``metadata``."""
+    return torch.tensor(list(json.dumps(metadata).encode()), dtype=torch.uint8)
+
+
+def add_header_metadata(state_dict: dict[str, Tensor], prefix: str, header: Mapping[str, str]) -> None:
+    """Put what a safetensors file's header says of the network under ``prefix`` beside its tensors."""
+    if METADATA_KEY in header:
+        state_dict[prefix + METADATA_TENSOR] = torch.tensor(list(header[METADATA_KEY].encode()), dtype=torch.uint8)
+
+
+def describe(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
+    """The metadata of the network under ``prefix``, ``architecture`` filled in from the shapes where it is missing.
+
+    Raises:
+        ValueError: if the tensors are not those of a PixNerd network.
+    """
+    text = state_dict.get(prefix + METADATA_TENSOR)
+    # On the meta device, so that nothing is copied for the sake of shapes.
+    tensors = select({name: tensor.to('meta') for name, tensor in state_dict.items()}, prefix)
+    metadata = {} if text is None else parse_metadata(bytes(text.tolist()).decode())
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    return {**metadata, 'architecture': find_architecture(shapes, metadata.get('architecture'))}
