@@ -1,0 +1,132 @@
+"""tools/sample.py as a user calls it."""
+
+import json
+import runpy
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from pixnerd_plugin.registry import MODELS
+from tests.training import ROOT
+
+
+def save(path, **kwargs):
+    torch.manual_seed(0)
+    head = dict(type='NeuralFieldHead', width=4, depth=1, alignment='centers')
+    net = MODELS.build(dict(type='PixNerdDiT', dim=16, depth=1, num_heads=2, patch_size=4, head=head, **kwargs))
+    torch.nn.init.normal_(net.head.proj.weight)
+    metadata = dict(
+        architecture=net.architecture(),
+        sampling=dict(type='AdamsFlowSampler', num_steps=3, guidance_scale=2.0),
+        resolution=8,
+    )
+    if net.text_dim is None:
+        metadata['class_names'] = ['zero', 'one', 'two']
+    save_file(net.state_dict(), path, {'pixnerd': json.dumps(metadata)})
+    return path
+
+
+@pytest.fixture(scope='module')
+def classes(tmp_path_factory):
+    return save(tmp_path_factory.mktemp('weights') / 'classes.safetensors', num_classes=3)
+
+
+@pytest.fixture(scope='module')
+def texts(tmp_path_factory):
+    return save(tmp_path_factory.mktemp('weights') / 'texts.safetensors', text_dim=40, text_length=12, text_depth=1)
+
+
+@pytest.fixture
+def sample(capsys, monkeypatch):
+    """Run the command in this process: its exit code and what it printed."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, 'argv', ['sample.py', *map(str, arguments), '--device', 'cpu'])
+        code = None
+        try:
+            runpy.run_path(str(ROOT / 'tools/sample.py'), run_name='__main__')
+        except SystemExit as end:
+            code = end.code
+        return code, capsys.readouterr().out
+
+    return run
+
+
+def pixels(path):
+    return np.asarray(Image.open(path))
+
+
+def test_classes_by_name_and_number_with_grid_animation_and_decoding(sample, classes, tmp_path):
+    out = tmp_path / 'together'
+    options = ['--num', 2, '--seed', 5, '--grid', '--gif', '--decode', '20x12']
+    code, _ = sample(classes, '--class-label', 'one', 2, *options, '--out', out)
+    assert code is None
+    assert {path.name for path in out.iterdir()} == {
+        *(
+            f'{label}_seed{seed}{suffix}.png'
+            for label in ('one', '2')
+            for seed in (5, 6)
+            for suffix in ('', '_decoded')
+        ),
+        'grid.png',
+        'trajectory.gif',
+    }
+    with Image.open(out / 'one_seed5.png') as image:
+        parameters = json.loads(image.info['pixnerd'])
+    assert parameters['seed'] == 5
+    assert parameters['condition'] == 'one'
+    assert parameters['sampler']['num_steps'] == 3
+    assert pixels(out / 'one_seed5_decoded.png').shape == (20, 12, 3)
+    with Image.open(out / 'trajectory.gif') as animation:
+        assert animation.n_frames == 4
+
+    # A picture depends on its own seed alone, not on the batch it is drawn in.
+    alone = tmp_path / 'alone'
+    assert sample(classes, '--class-label', 1, '--seed', 6, '--out', alone)[0] is None
+    assert np.abs(pixels(alone / '1_seed6.png').astype(int) - pixels(out / 'one_seed6.png')).max() <= 1
+
+
+def test_prompts_from_a_file_are_resumed(sample, texts, tmp_path):
+    prompts, out = tmp_path / 'prompts.txt', tmp_path / 'out'
+    prompts.write_text('a photo of a cat\n\n一只猫的照片 🐈\n' + 'very long ' * 100 + '\n', encoding='utf-8')
+    arguments = [texts, '--prompts', prompts, '--text-encoder', ROOT / 'tests/data/qwen3_tiny', '--out', out]
+    assert sample(*arguments, '--size', '8x12', '--negative', 'blurred')[0] is None
+    assert [path.name for path in sorted(out.iterdir())] == [f'{i:05d}_seed0.png' for i in range(3)]
+    assert (pixels(out / '00000_seed0.png') != pixels(out / '00001_seed0.png')).any()
+    kept = (out / '00000_seed0.png').stat().st_mtime_ns
+    (out / '00001_seed0.png').unlink()
+    _, printed = sample(*arguments, '--size', '8x12', '--negative', 'blurred')
+    assert '2 of 3 pictures are there already' in printed
+    assert (out / '00000_seed0.png').stat().st_mtime_ns == kept
+    assert (out / '00001_seed0.png').is_file()
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['CLASSES'], 'give one of'),
+        (['CLASSES', '--class-label', '3'], 'classes 0 to 2'),
+        (['CLASSES', '--class-label', 'nine'], "'nine'"),
+        (['CLASSES', '--class-label', '1', '--size', '9x8'], '9x8'),
+        (['CLASSES', '--class-label', '1', '--size', '9x8', '--token-grid', '2x2'], '2x2'),
+        (['CLASSES', '--prompt', 'a cat'], 'draws classes'),
+        (['CLASSES', '--class-label', '1', '--region', '0,0,4,4'], '--decode'),
+        (['CLASSES', '--class-label', '1', '--steps', '0'], 'num_steps=0'),
+        (['missing.safetensors', '--class-label', '1'], 'missing.safetensors'),
+        (['TEXTS', '--class-label', '1'], 'draws prompts'),
+        (['TEXTS', '--prompt', 'a cat'], '--text-encoder'),
+        (['TEXTS', '--prompt', 'a cat', '--text-encoder', 'nowhere'], 'nowhere'),
+    ],
+)
+def test_mistakes_get_one_line_and_leave_nothing_behind(sample, classes, texts, tmp_path, arguments, message):
+    files = dict(CLASSES=str(classes), TEXTS=str(texts))
+    code, _ = sample(*[files.get(argument, argument) for argument in arguments], '--out', tmp_path / 'out')
+    # What sys.exit is given goes to stderr, with exit code 1.
+    assert isinstance(code, str)
+    assert '\n' not in code
+    assert message in code
+    assert not (tmp_path / 'out').exists()
