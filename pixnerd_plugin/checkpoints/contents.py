@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .lazy import LazyTensor
+from .lora import Lora, merge_lora, split_peft
 from .metadata import METADATA_KEY, check_metadata, parse_metadata
 from .published import is_published, published_to_ours
 from .safetensors_file import open_safetensors
@@ -17,11 +18,14 @@ Tensors = dict[str, LazyTensor]
 # Where a network's tensors may sit in a file. Lightning's names tell what they are; the bare layout comes last.
 _LABELLED = {'ema': 'ema_denoiser.', 'raw': 'denoiser.'}
 _UNLABELLED = ('backbone.', 'module.backbone.', 'model.diffusion_model.', 'diffusion_model.', 'state_dict.', '')
-_MARKS = ('s_embedder.proj.weight', 'patch_embed.weight')
+_MARKS = ('s_embedder.proj.weight', 'patch_embed.weight', 'patch_embed.base_layer.weight')
 
 # The projector of the alignment loss, in the published layout and in ours.
 PUBLISHED_PROJECTOR = 'diffusion_trainer.proj.0.'
 PROJECTOR = 'loss.projector.'
+
+# ComfyUI's loaders and savers pass tensors only, so there the metadata is one of them: its text as bytes.
+METADATA_TENSOR = 'pixnerd_metadata'
 
 
 class Contents(NamedTuple):
@@ -36,6 +40,7 @@ class Contents(NamedTuple):
         metadata: see :mod:`~.metadata`.
         ignored: names of the file's other tensors, and of its other entries.
         steps: training steps, where the file tells.
+        loras: adapters that a training with LoRA added to the networks, by label; the networks are without them.
     """
 
     path: Path
@@ -44,21 +49,26 @@ class Contents(NamedTuple):
     projector: Tensors
     metadata: dict[str, Any]
     ignored: list[str]
-    steps: int | None = None
+    steps: int | None
+    loras: dict[str, Lora]
 
-    def network(self, weights: str) -> Tensors:
-        """The tensors that ``weights`` asks for.
+    def label(self, weights: str) -> str:
+        """The label of the network that ``weights`` asks for.
 
         Raises:
-            ValueError: if the file does not have them.
+            ValueError: if the file does not have it.
         """
         if weights not in _LABELLED:
             raise ValueError(f"weights={weights!r} is not known; use 'ema' or 'raw'")
-        found = self.networks.get(weights) or self.networks.get('weights')
-        if found is None:
-            others = ' and '.join(self.networks)
-            raise ValueError(f'{self.path}: the file has no {weights} weights; it has {others} weights')
-        return found
+        for label in (weights, 'weights'):
+            if label in self.networks:
+                return label
+        others = ' and '.join(self.networks)
+        raise ValueError(f'{self.path}: the file has no {weights} weights; it has {others} weights')
+
+    def merged(self, label: str) -> Tensors:
+        """The tensors of a network, the adapters of its training added."""
+        return merge_lora(self.networks[label], self.loras.get(label, {}))
 
 
 def open_contents(path: str | Path) -> Contents:
@@ -148,6 +158,10 @@ def _contents(
                 name.removeprefix(f'module.{prefix}'): tensor for name, tensor in ema_state.items() if name != 'steps'
             }
             networks = {'ema': found, 'raw': {**found, **raw}}
+    for found in networks.values():
+        if METADATA_TENSOR in found:
+            text = _text(path, found.pop(METADATA_TENSOR))
+            metadata = metadata or _checked(path, parse_metadata, text)
     if (stored := metadata.get('weights')) in ('ema', 'raw'):
         if 'weights' in networks:
             networks = {stored: networks['weights']}
@@ -159,11 +173,17 @@ def _contents(
             if name.startswith(prefix) and name not in used:
                 projector[name.removeprefix(prefix)] = tensors[name]
                 used.add(name)
+    loras = {}
+    alpha = metadata.get('lora', {}).get('alpha')
     try:
-        networks = {label: _ours(found) for label, found in networks.items()}
+        for label, found in networks.items():
+            plain, lora = split_peft(found, alpha)
+            networks[label] = published_to_ours(plain) if is_published(plain) else plain
+            if lora:
+                loras[label] = lora
     except ValueError as error:
         raise ValueError(f'{path}: {error}') from None
-    return Contents(path, kind, networks, projector, metadata, ignored + sorted(set(tensors) - used), steps)
+    return Contents(path, kind, networks, projector, metadata, ignored + sorted(set(tensors) - used), steps, loras)
 
 
 def _under(tensors: Mapping[str, LazyTensor], prefix: str) -> Tensors:
@@ -173,8 +193,11 @@ def _under(tensors: Mapping[str, LazyTensor], prefix: str) -> Tensors:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _ours(tensors: Tensors) -> Tensors:
-    return published_to_ours(tensors) if is_published(tensors) else tensors
+def _text(path: Path, tensor: LazyTensor) -> str:
+    try:
+        return bytes(tensor.read().tolist()).decode()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'{path}: its {METADATA_TENSOR} is not a text ({error})') from None
 
 
 def _first(tensors: Tensors) -> str:

@@ -66,7 +66,7 @@ class Span(NamedTuple):
         return LazyTensor(dtype, shape, lambda: self.read(dtype, shape))
 
 
-def require_finite(path: Path, name: str, tensor: Tensor) -> Tensor:
+def require_finite(name: str, tensor: Tensor) -> Tensor:
     """Return ``tensor``.
 
     Raises:
@@ -75,5 +75,5 @@ def require_finite(path: Path, name: str, tensor: Tensor) -> Tensor:
     # float8 has no isfinite of its own.
     values = tensor.float() if tensor.dtype.itemsize == 1 else tensor
     if not values.isfinite().all():
-        raise ValueError(f'{path}: {name} holds NaN or infinite values; the training diverged or the file is damaged')
+        raise ValueError(f'{name} holds NaN or infinite values; the training diverged or the file is damaged')
     return tensor

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..registry import MODELS
 from .architecture import find_architecture
-from .contents import Tensors, open_contents
+from .contents import Contents, Tensors, open_contents
 from .lazy import LazyTensor, require_finite
 from .metadata import METADATA_KEY
 from .published import describe_difference
@@ -60,7 +60,7 @@ class Checkpoint:
     def _read(self, name: str, tensor: LazyTensor) -> Tensor:
         if not tensor.dtype.is_floating_point:
             raise ValueError(f'{self.path}: {name} is of {tensor.dtype}, and weights are floating point')
-        value = require_finite(self.path, name, tensor.read())
+        value = require_finite(f'{self.path}: {name}', tensor.read())
         # float8 is a way to store weights; no layer computes or trains with it.
         return value.bfloat16() if value.dtype.itemsize == 1 else value
 
@@ -87,7 +87,12 @@ def load_backbone(path: str | Path, weights: str = 'ema') -> nn.Module:
 def read_checkpoint(path: str | Path, weights: str = 'ema') -> Checkpoint:
     """Find one network in a file, reading no tensor yet. Arguments and errors as in :func:`load_backbone`."""
     contents = open_contents(path)
-    tensors = contents.network(weights)
+    return checkpoint_of(contents, contents.label(weights))
+
+
+def checkpoint_of(contents: Contents, label: str) -> Checkpoint:
+    """The network of a file that has this label, adapters of its training merged."""
+    tensors = contents.merged(label)
     try:
         architecture = find_architecture(shapes_of(tensors), contents.metadata.get('architecture'))
     except ValueError as error:

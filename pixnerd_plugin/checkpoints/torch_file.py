@@ -18,12 +18,9 @@ ALLOWED_GLOBALS = frozenset(
     {
         'collections.OrderedDict',
         'torch._utils._rebuild_tensor_v2',
-        'torch._utils._rebuild_tensor_v3',
         'torch._utils._rebuild_parameter',
-        'torch.storage.UntypedStorage',
         *(f'torch.{kind}Storage' for kind in ('Float', 'Double', 'Half', 'BFloat16', 'Byte', 'Char', 'Short')),
         *(f'torch.{kind}Storage' for kind in ('Int', 'Long', 'Bool')),
-        *(f'torch.float8_{kind}' for kind in ('e4m3fn', 'e5m2')),
     }
 )
 

@@ -1,0 +1,86 @@
+#!/usr/bin/env python
+"""Convert weights: from whatever holds a PixNerd network to what the next program reads.
+
+IN is a published .ckpt, a .pth of tools/train.py, a .safetensors in any known key layout, a diffusers folder of
+PixNerd, or the folder of a Qwen3 text encoder in transformers layout. The suffix of OUT says what to write:
+
+  OUT.safetensors   one file for ComfyUI's models/diffusion_models and for load_backbone
+                    (of a Qwen3 folder: for models/text_encoders)
+  OUT.pth           to train from: tools/train.py CONFIG --cfg-options load_from=OUT.pth
+  OUT.ckpt          in the published layout, for the released code
+
+Memory is needed for the largest tensor, not for the file.
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+
+def lora(text: str) -> tuple[str, float]:
+    match = re.fullmatch(r'(.+?)(?::([-+]?\d*\.?\d+))?', text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f'{text!r} is not FILE or FILE:STRENGTH')
+    return match[1], float(match[2] or 1)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('source', type=Path, metavar='IN')
+    parser.add_argument('target', type=Path, metavar='OUT')
+    parser.add_argument(
+        '--layout',
+        choices=['comfyui', 'mmengine', 'published', 'lora'],
+        help='instead of what the suffix says: published also as .safetensors; lora for the adapter that a training '
+        'with LoRA made, for ComfyUI and --merge-lora',
+    )
+    parser.add_argument('--weights', choices=['ema', 'raw'], help='by default both if OUT can hold both, else ema')
+    parser.add_argument(
+        '--dtype',
+        choices=['float32', 'bfloat16', 'float16', 'float8'],
+        help="by default that of IN; float8 keeps the field and all but the blocks' matrices in bfloat16",
+    )
+    parser.add_argument('--resolution', type=int, help='side of the training pictures, if IN does not tell')
+    parser.add_argument(
+        '--merge-lora',
+        type=lora,
+        nargs='+',
+        default=[],
+        metavar='FILE[:STRENGTH]',
+        help='adapters to add to the weights',
+    )
+    parser.add_argument('--force', action='store_true', help='replace OUT if it exists')
+    return parser.parse_args()
+
+
+def main(args: argparse.Namespace) -> None:
+    from pixnerd_plugin.checkpoints.convert import convert
+    from pixnerd_plugin.checkpoints.text_encoder import convert_text_encoder, is_text_encoder
+
+    if is_text_encoder(args.source):
+        convert_text_encoder(args.source, args.target, args.dtype, args.force)
+        print(f'{args.target}: text encoder')
+        return
+    metadata = convert(
+        args.source,
+        args.target,
+        layout=args.layout,
+        weights=args.weights,
+        dtype=args.dtype,
+        resolution=args.resolution,
+        loras=args.merge_lora,
+        force=args.force,
+    )
+    weights = {'both': 'EMA and raw weights', 'ema': 'EMA weights', 'raw': 'raw weights', None: 'weights'}
+    print(f'{args.target}: {metadata["variant"]}, {weights[metadata.get("weights")]}')
+    if 'resolution' not in metadata:
+        print('The training resolution is not known; write it into the file with --resolution.')
+
+
+if __name__ == '__main__':
+    arguments = parse_args()
+    # Only now, because it imports torch: --help answers at once.
+    from pixnerd_plugin.cli import one_line_errors
+
+    with one_line_errors():
+        main(arguments)
