@@ -268,9 +268,7 @@ print(*peaks)
 def test_memory_is_that_of_the_largest_tensor_not_of_the_file(tmp_path):
     head = dict(type='NeuralFieldHead', width=16)
     for size, depth in (('small', 1), ('large', 12)):
-        settings = dict(
-            dim=256, depth=depth, num_heads=4, patch_size=4, num_classes=3, head=dict(type='NeuralFieldHead')
-        )
+        settings = dict(dim=256, depth=depth, num_heads=4, patch_size=4, num_classes=3, head=head)
         state = MODELS.build(dict(type='PixNerdDiT', **settings)).state_dict()
         save_mmengine(tmp_path / f'{size}.pth', state, state, {})
     file = (tmp_path / 'large.pth').stat().st_size // 2**20
