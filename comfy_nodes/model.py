@@ -87,7 +87,7 @@ class PixNerdModel(comfy.model_base.BaseModel):
 
     def __init__(self, model_config: PixNerdConfig, device: torch.device | None = None):
         super().__init__(model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=ComfyPixNerdDiT)
-        self.class_names: list[str] | None = model_config.class_names
+        self.class_names: list[str] | None = model_config.metadata.get('class_names')
 
     def load_model_weights(
         self, sd: dict[str, Tensor], unet_prefix: str = '', *args: Any, **kwargs: Any
@@ -124,13 +124,8 @@ class PixNerdModel(comfy.model_base.BaseModel):
 
     def state_dict_for_saving(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """As core's, with what the tensors do not tell as one more of them."""
-        metadata = {
-            'architecture': {**self.diffusion_model.architecture(), 'type': PixNerdDiT.__name__},
-            'sampling': {'timeshift': self.model_config.sampling_settings['shift']},
-            'class_names': self.class_names,
-        }
         tensors = super().state_dict_for_saving(*args, **kwargs)
-        return {**tensors, f'model.diffusion_model.{METADATA_TENSOR}': metadata_tensor(metadata)}
+        return {**tensors, f'model.diffusion_model.{METADATA_TENSOR}': metadata_tensor(self.model_config.metadata)}
 
 
 class PixNerdConfig(comfy.supported_models_base.BASE):
@@ -145,8 +140,10 @@ class PixNerdConfig(comfy.supported_models_base.BASE):
 
     def __init__(self, unet_config: dict[str, Any]):
         super().__init__(unet_config)
-        self.class_names = self.unet_config.pop('class_names', None)
-        timeshift = self.unet_config.pop('timeshift')
+        self.metadata: dict[str, Any] = self.unet_config.pop('metadata')
+        # As published, if the file does not say: text models sample under shift 3, class models under none.
+        published = 1.0 if 'num_classes' in self.unet_config else 3.0
+        timeshift = (self.metadata.get('sampling') or {}).get('timeshift', published)
         self.sampling_settings = {'shift': timeshift, 'multiplier': 1.0}
 
     def get_model(
@@ -176,13 +173,10 @@ def with_options(model: Any, **options: Any) -> Any:
 
 
 def unet_config(state_dict: dict[str, Tensor], prefix: str) -> dict[str, Any]:
-    """Core's description of the network under ``prefix``: the arguments of :class:`ComfyPixNerdDiT`, and defaults."""
+    """Core's description of the network under ``prefix``: its arguments, and the file's metadata."""
     metadata = describe(state_dict, prefix)
     architecture = {name: value for name, value in metadata['architecture'].items() if name != 'type'}
-    # As published, if the file does not say: text models sample under shift 3, class models under none.
-    published = 1.0 if architecture.get('num_classes') else 3.0
-    timeshift = (metadata.get('sampling') or {}).get('timeshift', published)
-    return dict(architecture, image_model=IMAGE_MODEL, timeshift=timeshift, class_names=metadata.get('class_names'))
+    return dict(architecture, image_model=IMAGE_MODEL, metadata=metadata)
 
 
 def register() -> None:

@@ -1,0 +1,81 @@
+"""The CLIP on ComfyUI's llama blocks against transformers' Qwen3."""
+
+import pytest
+import torch
+
+from .host import import_host, require_host, save_text_encoder_folder, text_encoder_tensors
+
+COMFYUI = require_host()
+
+PROMPTS = [
+    '',
+    'a photo of a cat',
+    'a (very:1.4) detailed [portrait], embedding:nothing \\(oil\\)',
+    '一只猫的照片',
+    'a steampunk laboratory, brass pipes, warm light, ' * 20,
+]
+
+
+@pytest.fixture(scope='module')
+def clip():
+    import_host()
+    from comfy_nodes.text_encoder import load_text_encoder
+
+    return load_text_encoder(text_encoder_tensors())
+
+
+@pytest.fixture(scope='module')
+def encoder(tmp_path_factory):
+    import_host()
+    from pixnerd_plugin.models.conditioners import Qwen3TextEncoder
+
+    folder = tmp_path_factory.mktemp('qwen3') / 'tiny'
+    save_text_encoder_folder(folder, COMFYUI)
+    return Qwen3TextEncoder(folder, dtype='float32')
+
+
+@pytest.mark.parametrize('prompt', PROMPTS)
+def test_it_gives_the_embeddings_of_our_encoder(clip, encoder, prompt):
+    ids, _ = encoder.tokenize([prompt])
+    row = clip.tokenize(prompt)['pixnerd_qwen3'][0]
+    assert [token for token, _ in row] == ids[0].tolist()
+    assert {weight for _, weight in row} == {1.0}
+
+    expected = encoder([prompt])
+    cond = clip.encode_from_tokens(clip.tokenize(prompt))
+    assert cond.shape == expected.shape == (1, 128, 24)
+    assert (cond - expected).norm() / expected.norm() <= 1e-4
+
+
+def test_the_stock_node_encodes_the_same(clip):
+    from nodes import CLIPTextEncode
+
+    from comfy_nodes.nodes import PixNerdTextEncode
+
+    ((cond, extra),) = CLIPTextEncode().encode(clip, 'a cat')[0]
+    positive, negative = PixNerdTextEncode.execute(clip, 'a cat', '').args
+    assert torch.equal(cond, positive[0][0])
+    assert not torch.equal(cond, negative[0][0])
+    assert extra['pooled_output'] is None
+
+
+@pytest.mark.parametrize('prefix', ['', 'model.'])
+def test_both_key_layouts_load(prefix):
+    import_host()
+    from comfy_nodes.text_encoder import load_text_encoder
+
+    load_text_encoder({prefix + name: tensor for name, tensor in text_encoder_tensors().items()})
+
+
+def test_another_encoder_is_refused():
+    import_host()
+    from comfy_nodes.text_encoder import load_text_encoder
+
+    tensors = text_encoder_tensors()
+    del tensors['layers.0.self_attn.q_norm.weight']
+    with pytest.raises(ValueError, match='not a Qwen3 text encoder'):
+        load_text_encoder(tensors)
+    tensors = text_encoder_tensors()
+    del tensors['norm.weight']
+    with pytest.raises(ValueError, match='not a whole Qwen3'):
+        load_text_encoder(tensors)
