@@ -40,6 +40,22 @@ def _one_line(error: Exception) -> str:
     return lines[-1] if lines[0].startswith('Caught ') else ' '.join(lines)
 
 
+def parse_size(text: str) -> tuple[int, int]:
+    """``'512x768'`` to height and width; ValueError if it is anything else."""
+    match = re.fullmatch(r'(\d+)x(\d+)', text)
+    if not match or 0 in map(int, match.groups()):
+        raise ValueError(f'{text!r} is not HEIGHTxWIDTH in pixels, such as 512x768')
+    return int(match[1]), int(match[2])
+
+
+def parse_region(text: str) -> tuple[int, int, int, int]:
+    """``'0,0,256,512'`` to top, left, bottom and right; ValueError if it is anything else."""
+    match = re.fullmatch(r'(\d+),(\d+),(\d+),(\d+)', text)
+    if not match:
+        raise ValueError(f'{text!r} is not TOP,LEFT,BOTTOM,RIGHT in pixels, such as 0,0,256,512')
+    return int(match[1]), int(match[2]), int(match[3]), int(match[4])
+
+
 def load_config(path: str, options: Mapping[str, Any] | None = None) -> Any:
     """Read a config file and merge ``options`` (dotted names to values) into it.
 

@@ -3,7 +3,14 @@ import sys
 import pytest
 import torch
 
-from pixnerd_plugin.cli import find_checkpoint, hide_broken_torchvision, one_line_errors, require_checkpoint
+from pixnerd_plugin.cli import (
+    find_checkpoint,
+    hide_broken_torchvision,
+    one_line_errors,
+    parse_region,
+    parse_size,
+    require_checkpoint,
+)
 
 
 @pytest.fixture
@@ -64,3 +71,11 @@ def test_a_torchvision_that_fails_to_import_counts_as_absent(tmp_path, monkeypat
     with pytest.raises(ModuleNotFoundError):
         __import__('torchvision')
     hide_broken_torchvision()
+
+
+def test_sizes_and_regions_are_read_or_refused():
+    assert parse_size('512x768') == (512, 768)
+    assert parse_region('0,1,20,30') == (0, 1, 20, 30)
+    for parse, text in ((parse_size, '512'), (parse_size, '0x8'), (parse_size, '8X8'), (parse_region, '1,2,3')):
+        with pytest.raises(ValueError, match=text):
+            parse(text)

@@ -130,15 +130,32 @@ class FieldTrajectory:
                     callback(done, (bottom - top) * (right - left))
         return out
 
-    def tiles(self, size: tuple[int, int], tile: int, **kwargs: Any) -> Iterator[tuple[Region, Tensor]]:
+    def picture(self, index: int) -> FieldTrajectory:
+        """The trajectory of one picture of the batch."""
+        batch = self.noise.shape[0]
+        if not 0 <= index < batch:
+            raise ValueError(f'picture {index} is not among the {batch} of this trajectory, counted from 0')
+        part = slice(index, index + 1)
+        tokens = [s[:, part] for s in self.tokens]
+        return FieldTrajectory(self.head, self.sampler, self.noise[part], self.token_grid, tokens, self.dtype)
+
+    def to(self, device: torch.device | str) -> FieldTrajectory:
+        """The trajectory with its head and noise on ``device``; the patch vectors follow as they are used."""
+        head = self.head.to(device)
+        return FieldTrajectory(head, self.sampler, self.noise.to(device), self.token_grid, self.tokens, self.dtype)
+
+    def tiles(
+        self, size: tuple[int, int], tile: int, region: Region | None = None, **kwargs: Any
+    ) -> Iterator[tuple[Region, Tensor]]:
         """Decode a picture tile by tile, row by row, never holding it whole: yields ``(region, pixels)``.
 
-        Arguments as in :meth:`decode`.
+        Arguments as in :meth:`decode`; tiles are laid from the region's upper left corner.
         """
-        for top in range(0, size[0], tile):
-            for left in range(0, size[1], tile):
-                region = (top, left, min(top + tile, size[0]), min(left + tile, size[1]))
-                yield region, self.decode(size, region, **kwargs)
+        first_row, first_column, bottom, right = region or (0, 0, *size)
+        for top in range(first_row, bottom, tile):
+            for left in range(first_column, right, tile):
+                part = (top, left, min(top + tile, bottom), min(left + tile, right))
+                yield part, self.decode(size, part, **kwargs)
 
     def _spans(self, axis: int, total: int, start: int, stop: int, alignment: str) -> list[_Span]:
         """The pixels ``start`` to ``stop`` of an axis of ``total`` pixels, one span per patch."""
@@ -183,7 +200,8 @@ class FieldTrajectory:
         indices = torch.arange(row.first, row.last)[:, None] * self.token_grid[1] + torch.arange(
             column.first, column.last
         )
-        indices = indices.flatten().to(x.device)
+        # Where the patch vectors are, which may be the CPU while the head is on a GPU.
+        indices = indices.flatten().to(self.tokens[0].device)
         positions = (row.positions.to(x), column.positions.to(x))
         evaluations = iter(self.tokens)
 
