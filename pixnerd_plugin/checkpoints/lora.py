@@ -64,9 +64,29 @@ def read_lora(path: str | Path, layers: Mapping[str, tuple[int, ...]]) -> Lora:
         path, alpha = path / 'adapter_model.safetensors', _peft_alpha(path / 'adapter_config.json')
     if not path.is_file():
         raise FileNotFoundError(f'{path}: no such LoRA file')
+    lora = {}
     known = {name.replace('.', '_'): name for name in layers}
+    for module, adapter in group_lora(path, open_safetensors(path)[0], alpha).items():
+        if module.replace('.', '_') not in known:
+            raise ValueError(f'{path}: it changes {module}, a layer that this network does not have')
+        name = known[module.replace('.', '_')]
+        if name in lora:
+            raise ValueError(f'{path}: it changes {name} twice, under different names')
+        if not adapter.fits(layers[name]):
+            shapes = f'{adapter.up.shape} by {adapter.down.shape}'
+            raise ValueError(f'{path}: the LoRA of {name} is {shapes}, and the layer is {layers[name]}')
+        lora[name] = adapter
+    return lora
+
+
+def group_lora(path: Path, tensors: Mapping[str, LazyTensor], alpha: float | None = None) -> Lora:
+    """The adapters of a file, by the names that it gives the layers, without prefix.
+
+    Raises:
+        ValueError: if a tensor is no part of an adapter, or an adapter is incomplete.
+    """
     parts: dict[str, dict[str, LazyTensor]] = {}
-    for name, tensor in open_safetensors(path)[0].items():
+    for name, tensor in tensors.items():
         match = _NAME.fullmatch(name)
         if match is None:
             raise ValueError(
@@ -75,20 +95,13 @@ def read_lora(path: str | Path, layers: Mapping[str, tuple[int, ...]]) -> Lora:
         module, role = match[1], match[3] or _ROLES.get(match[2], match[2])
         for prefix in _PREFIXES:
             module = module.removeprefix(prefix)
-        if module.replace('.', '_') not in known:
-            raise ValueError(f'{path}: {name!r} is for a layer that this network does not have')
-        group = parts.setdefault(known[module.replace('.', '_')], {})
+        group = parts.setdefault(module, {})
         if role in group:
             raise ValueError(f'{path}: {name!r} is there twice under different names')
         group[role] = tensor
     if not parts:
         raise ValueError(f'{path}: it holds no LoRA')
-    lora = {module: _adapter(path, module, group, alpha) for module, group in parts.items()}
-    for module, adapter in lora.items():
-        if not adapter.fits(layers[module]):
-            shapes = f'{adapter.up.shape} by {adapter.down.shape}'
-            raise ValueError(f'{path}: the LoRA of {module} is {shapes}, and the layer is {layers[module]}')
-    return lora
+    return {module: _adapter(path, module, group, alpha) for module, group in parts.items()}
 
 
 def layers_of(tensors: Mapping[str, LazyTensor | Tensor]) -> dict[str, tuple[int, ...]]:

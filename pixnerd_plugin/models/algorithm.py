@@ -9,6 +9,7 @@ import torch
 from mmengine.model import BaseModel
 from torch import Tensor
 
+from pixnerd_plugin.models.lora import add_lora
 from pixnerd_plugin.registry import MODELS, build
 from pixnerd_plugin.sampling.noise import draw_noise, picture_generators
 
@@ -28,6 +29,8 @@ class PixNerd(BaseModel):
         loss: ``(backbone, images, cond, null_cond=...) -> dict`` of losses; may be left out for sampling.
         sampler: has ``sample(backbone, noise, cond, null_cond) -> images``; may be left out for training.
         data_preprocessor: maps the loader's uint8 pictures to [-1, 1] on the model's device by default.
+        lora: train low-rank adapters of the backbone instead of its weights, through PEFT; the arguments of
+            :func:`~pixnerd_plugin.models.lora.add_lora`, such as ``dict(rank=16)``.
         compile: compile the backbone in place, which keeps the parameter names.
     """
 
@@ -38,6 +41,7 @@ class PixNerd(BaseModel):
         loss: Any = None,
         sampler: Any = None,
         data_preprocessor: Any = None,
+        lora: dict[str, Any] | None = None,
         compile: bool = False,
     ):
         super().__init__(data_preprocessor=data_preprocessor or PREPROCESSOR)
@@ -49,6 +53,7 @@ class PixNerd(BaseModel):
             # The projector of a loss without a teacher gets no gradient, and DDP would wait for it.
             self.loss.projector.requires_grad_(False)
         self.resolution: int | None = None
+        self.lora = None if lora is None else add_lora(self.backbone, **lora)
         if compile:
             self.backbone.compile()
 
@@ -62,14 +67,15 @@ class PixNerd(BaseModel):
     def description(self) -> dict[str, Any]:
         """What a checkpoint says of the model beside its weights, in plain Python; what is not known is left out.
 
-        ``architecture`` rebuilds the network, ``sampling`` the sampler; ``class_names`` are the conditioner's and
-        ``resolution`` is the height of the pictures trained on, in pixels.
+        ``architecture`` rebuilds the network, ``sampling`` the sampler; ``class_names`` are the conditioner's,
+        ``resolution`` is the height of the pictures trained on, in pixels, and ``lora`` the adapters' rank and alpha.
         """
         parts = dict(
             architecture=self.backbone.architecture() if hasattr(self.backbone, 'architecture') else None,
             sampling=self.sampler.config() if hasattr(self.sampler, 'config') else None,
             class_names=getattr(self.conditioner, 'class_names', None),
             resolution=self.resolution,
+            lora=self.lora,
         )
         return {name: part for name, part in parts.items() if part is not None}
 
