@@ -1,0 +1,73 @@
+#!/usr/bin/env python
+"""Say what a file of weights is: architecture, parameters, dtypes, metadata, what loads it, and what is odd about it.
+
+Exit code 1 if anything is odd.
+"""
+
+import argparse
+import json
+import sys
+from typing import Any
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('file', metavar='FILE', help='.ckpt, .pth, .safetensors (also a LoRA), or a diffusers folder')
+    parser.add_argument(
+        '--quick', action='store_true', help='headers only: do not look for NaN and zeros in the weights'
+    )
+    parser.add_argument('--json', action='store_true', help='print everything as one JSON object')
+    return parser.parse_args()
+
+
+def main(args: argparse.Namespace) -> None:
+    from pixnerd_plugin.checkpoints.report import report
+
+    result = report(args.file, values=not args.quick)
+    if args.json:
+        print(json.dumps(result, indent=2, ensure_ascii=False, default=str))
+    else:
+        show(result)
+    if result['odd']:
+        sys.exit(1)
+
+
+def show(result: dict[str, Any]) -> None:
+    line('file', f'{result["file"]} ({result["bytes"] / 1e6:,.1f} MB)')
+    line('kind', result['kind'])
+    for label, network in result.get('networks', {}).items():
+        name = {'ema': 'EMA weights', 'raw': 'raw weights'}.get(label, 'weights')
+        line(name, f'{network["parameters"]:,} parameters, {network.get("variant", "unknown architecture")}')
+        line('  dtypes', ', '.join(f'{dtype} ({count} tensors)' for dtype, count in network['dtypes'].items()))
+        line('  parts', ', '.join(f'{part} {count:,}' for part, count in network['parts'].items()))
+    architectures = [network.get('architecture') for network in result.get('networks', {}).values()]
+    if architectures and architectures[0]:
+        line('architecture', json.dumps(architectures[0]))
+    if 'lora' in result:
+        line('LoRA', json.dumps(result['lora']))
+    for label, lora in result.get('loras', {}).items():
+        line(f'LoRA ({label})', json.dumps(lora))
+    if 'projector' in result:
+        line('projector', f'{result["projector"]:,} parameters')
+    for name, value in result['metadata'].items():
+        if name != 'architecture':
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            line(f'  {name}', text if len(text) < 200 else f'{text[:200]}…')
+    if result.get('ignored'):
+        line('also in it', ', '.join(result['ignored'][:8]) + (' …' if len(result['ignored']) > 8 else ''))
+    line('loads with', ', '.join(result['loads_with']) or 'nothing')
+    for sentence in result['odd']:
+        line('ODD', sentence)
+
+
+def line(name: str, text: str) -> None:
+    print(f'{name:14} {text}')
+
+
+if __name__ == '__main__':
+    arguments = parse_args()
+    # Only now, because it imports torch: --help answers at once.
+    from pixnerd_plugin.cli import one_line_errors
+
+    with one_line_errors():
+        main(arguments)
