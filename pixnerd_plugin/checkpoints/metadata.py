@@ -91,12 +91,26 @@ def default_sampling(architecture: Mapping[str, Any]) -> dict[str, Any]:
     return dict(_TEXT_SAMPLING if 'text_dim' in architecture else _CLASS_SAMPLING)
 
 
+def _is_sampling(value: Any) -> bool:
+    if not is_part(value, FlowSampler) or not 1 <= _number(value.get('num_steps', 1)) <= 10_000:
+        return False
+    try:
+        MODELS.build(dict(value))
+    except (TypeError, ValueError, ZeroDivisionError):
+        return False
+    return True
+
+
+def _number(value: Any) -> float:
+    return value if isinstance(value, int | float) else math.nan
+
+
 def _is_names(value: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) <= 10**6 and all(isinstance(name, str) for name in value)
 
 
 def _is_lora(value: Any) -> bool:
-    return isinstance(value, dict) and all(map(is_plain, value.values()))
+    return isinstance(value, dict) and all(type(value.get(name)) in (int, float) for name in ('rank', 'alpha'))
 
 
 _CHECKS = {
@@ -104,7 +118,7 @@ _CHECKS = {
     'weights': lambda value: value in ('ema', 'raw', 'both'),
     'variant': lambda value: isinstance(value, str),
     'resolution': lambda value: type(value) is int and 0 < value <= 2**16,
-    'sampling': lambda value: is_part(value, FlowSampler) and value.get('num_steps', 1) <= 10_000,
+    'sampling': _is_sampling,
     'class_names': _is_names,
     'lora': _is_lora,
     'source': lambda value: isinstance(value, dict),

@@ -101,7 +101,8 @@ def _span(path: Path, file: BinaryIO, entry: zipfile.ZipInfo) -> Span:
         raise ValueError(f'its record {name!r} is compressed, which torch never does')
     if entry.flag_bits & 1 or stat.S_ISLNK(entry.external_attr >> 16):
         raise ValueError(f'its record {name!r} is encrypted or a link')
-    file.seek(entry.header_offset)
+    # zipfile shifts offsets by where it thinks the archive starts, below zero in a damaged one.
+    file.seek(max(entry.header_offset, 0))
     header = file.read(30)
     mark, name_length, extra_length = *struct.unpack_from('<4s', header), *struct.unpack_from('<2H', header, 26)
     if mark != b'PK\3\4' or file.read(name_length) != name.encode():
