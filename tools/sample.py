@@ -50,6 +50,9 @@ def parse_args() -> argparse.Namespace:
     shape.add_argument('--decode', type=size, metavar='HxW', help='also render the sampled field at this size')
     shape.add_argument('--region', type=numbers(4, int), metavar='T,L,B,R', help='only this region of --decode')
     shape.add_argument('--grain', type=float, default=0.0, help='share of independent noise in --decode (0)')
+    shape.add_argument(
+        '--save-field', action='store_true', help="also write each batch's field, for tools/render_field.py"
+    )
     solver = parser.add_argument_group('solver; defaults are those of the checkpoint')
     solver.add_argument('--sampler', choices=['adams', 'euler', 'heun', 'sde'])
     solver.add_argument('--steps', type=int)
@@ -115,13 +118,15 @@ def main(args: argparse.Namespace) -> None:
                 conditioner([job['condition'] for job in batch]),
                 null,
                 token_grid=args.token_grid,
-                record_field=args.decode is not None,
+                record_field=args.decode is not None or args.save_field,
                 callback=after,
                 generators=generators,
             )
-            images, field = result if args.decode else (result, None)
+            images, field = result if isinstance(result, tuple) else (result, None)
             save(batch, to_uint8(require_finite(images, args.checkpoint)), args)
-            if field is not None:
+            if args.save_field:
+                field.save(batch[0]['path'].with_suffix('.safetensors'))
+            if args.decode:
                 decoded = field.decode(args.decode, args.region, grain=args.grain, seed=args.seed)
                 save(batch, to_uint8(decoded), args, suffix='_decoded')
             pictures.extend(to_uint8(images))

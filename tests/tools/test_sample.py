@@ -62,7 +62,7 @@ def pixels(path):
 
 def test_classes_by_name_and_number_with_grid_animation_and_decoding(sample, classes, tmp_path):
     out = tmp_path / 'together'
-    options = ['--num', 2, '--seed', 5, '--grid', '--gif', '--decode', '20x12']
+    options = ['--num', 2, '--seed', 5, '--grid', '--gif', '--decode', '20x12', '--save-field']
     code, _ = sample(classes, '--class-label', 'one', 2, *options, '--out', out)
     assert code is None
     assert {path.name for path in out.iterdir()} == {
@@ -72,6 +72,7 @@ def test_classes_by_name_and_number_with_grid_animation_and_decoding(sample, cla
             for seed in (5, 6)
             for suffix in ('', '_decoded')
         ),
+        'one_seed5.safetensors',
         'grid.png',
         'trajectory.gif',
     }
