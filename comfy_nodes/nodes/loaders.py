@@ -7,6 +7,7 @@ import comfy.utils
 import folder_paths
 import torch
 from comfy_api.latest import io
+from safetensors import SafetensorError
 
 from ..guards import check_safetensors
 from ..model import require_pixnerd
@@ -51,15 +52,14 @@ class PixNerdModelLoader(io.ComfyNode):
     @classmethod
     def execute(cls, model_name: str, weight_dtype: str) -> io.NodeOutput:
         check_safetensors(model_name, 'model')
-        path = folder_paths.get_full_path_or_raise('diffusion_models', model_name)
-        tensors, header = comfy.utils.load_torch_file(path, return_metadata=True)
+        tensors, header = _read('diffusion_models', model_name)
         prefix = find_prefix(tensors)
         if prefix is None:
             raise ValueError(
                 f'model_name {model_name} is not a PixNerd model (its first tensors are '
                 f'{", ".join(list(tensors)[:3])}): choose a PixNerd file, or load this one with the nodes made for it.'
             )
-        add_header_metadata(tensors, prefix, header or {})
+        add_header_metadata(tensors, prefix, header)
         options: dict[str, object] = {}
         if weight_dtype != 'default':
             options['dtype'] = getattr(torch, weight_dtype.replace('fp8', 'float8').removesuffix('_fast'))
@@ -97,11 +97,22 @@ class PixNerdTextEncoderLoader(io.ComfyNode):
     @classmethod
     def execute(cls, text_encoder_name: str, device: str) -> io.NodeOutput:
         check_safetensors(text_encoder_name, 'text encoder')
-        path = folder_paths.get_full_path_or_raise('text_encoders', text_encoder_name)
+        tensors, _ = _read('text_encoders', text_encoder_name)
         options = {}
         if device == 'cpu':
             options = {'load_device': torch.device('cpu'), 'offload_device': torch.device('cpu')}
         try:
-            return io.NodeOutput(load_text_encoder(comfy.utils.load_torch_file(path), options))
+            return io.NodeOutput(load_text_encoder(tensors, options))
         except ValueError as error:
             raise ValueError(f'text_encoder_name {text_encoder_name}: {error}') from None
+
+
+def _read(folder: str, name: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and header of a file in one of ComfyUI's model folders."""
+    path = folder_paths.get_full_path_or_raise(folder, name)
+    try:
+        tensors, header = comfy.utils.load_torch_file(path, return_metadata=True)
+    except (SafetensorError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f'{name} is damaged or not complete ({reason}): download or convert it again.') from None
+    return tensors, header or {}
