@@ -4,6 +4,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+# Before the host, whose checkout has a package of the same name.
+from tests.checkpoints.files import save_lightning, save_mmengine
+
 from .host import build_net, import_host, require_host
 
 require_host()
@@ -15,9 +18,8 @@ from comfy_nodes.model import LABELS  # noqa: E402
 from comfy_nodes.nodes import PixNerdEmptyImage, PixNerdSampler  # noqa: E402
 from pixnerd_plugin import load_backbone  # noqa: E402
 from pixnerd_plugin.checkpoints.convert import convert  # noqa: E402
-from pixnerd_plugin.models.lora import add_lora, apply_lora  # noqa: E402
+from pixnerd_plugin.models.lora import apply_lora  # noqa: E402
 from pixnerd_plugin.sampling import AdamsFlowSampler  # noqa: E402
-from tests.checkpoints.files import save_lightning, save_mmengine  # noqa: E402
 
 SEED, SIZE = 3, 64
 
@@ -76,19 +78,18 @@ def test_published_files_convert(tmp_path):
 
 @pytest.mark.parametrize('strength', [1.0, 0.5])
 def test_a_trained_adapter_in_the_stock_loader(tmp_path, training, strength):
-    pytest.importorskip('peft')
-    net = load_backbone(training)
-    settings = add_lora(net, rank=2, alpha=8)
-    torch.manual_seed(0)
-    for parameter in net.parameters():
-        if parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=0.05)
-    meta = dict(lora=settings)
-    convert(
-        save_mmengine(tmp_path / 'lora.pth', net.state_dict(), {}, {}, meta),
-        tmp_path / 'lora.safetensors',
-        layout='lora',
-    )
+    generator = torch.Generator().manual_seed(0)
+    state = {}
+    for name, tensor in load_backbone(training).state_dict().items():
+        layer = name.removesuffix('.weight')
+        if name.startswith('blocks.') and tensor.ndim == 2:
+            # As PEFT names them inside a network.
+            name = f'{layer}.base_layer.weight'
+            for part, shape in (('A', (2, tensor.shape[1])), ('B', (tensor.shape[0], 2))):
+                state[f'{layer}.lora_{part}.default.weight'] = 0.1 * torch.randn(shape, generator=generator)
+        state[name] = tensor
+    trained = save_mmengine(tmp_path / 'lora.pth', state, {}, {}, dict(lora=dict(rank=2, alpha=8)))
+    convert(trained, tmp_path / 'lora.safetensors', layout='lora')
 
     merged = load_backbone(training)
     plain = core_picture(merged)
