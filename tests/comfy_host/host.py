@@ -21,6 +21,11 @@ CLASS_NAMES = ['tench', 'goldfish', 'great white shark', 'tiger shark', 'hammerh
 TEXT_DIM = 24
 
 
+def host_is_at_hand() -> bool:
+    """Whether :func:`require_host` would give one."""
+    return bool(os.environ.get('COMFYUI_PATH')) and importlib.util.find_spec('aiohttp') is not None
+
+
 def require_host() -> Path:
     """The checkout that COMFYUI_PATH names; without one, or without its requirements, the module is skipped."""
     path = os.environ.get('COMFYUI_PATH')
@@ -36,7 +41,7 @@ def import_host() -> None:
     path = require_host()
     if str(path) not in sys.path:
         make_torchvision_importable()
-        sys.path[:0] = [str(path), str(ROOT)]
+        sys.path[:0] = [str(ROOT), str(path)]
         import comfy.cli_args
 
         comfy.cli_args.args.cpu = True

@@ -1,8 +1,9 @@
 """Stand-ins for ComfyUI's modules, enough to import the nodes and read their schemas where there is no ComfyUI."""
 
-import importlib.util
 import sys
 from types import ModuleType
+
+from ..comfy_host.host import host_is_at_hand, import_host
 
 MODULES = (
     'comfy.conds',
@@ -81,9 +82,12 @@ def install():
     sys.modules['folder_paths'].get_filename_list = lambda folder: []
 
 
-# Next to a real ComfyUI, tests/comfy_host reads the real schemas.
-if importlib.util.find_spec('comfy') is None:
-    # pixnerd_plugin asks whether ComfyUI is there, and must find mmengine's registries in the other tests.
-    import pixnerd_plugin  # noqa: F401
+# pixnerd_plugin asks whether ComfyUI is there, and must find mmengine's registries in the other tests.
+import pixnerd_plugin  # noqa: E402, F401
 
+if host_is_at_hand():
+    import_host()
+    # Its schemas are not these; tests/comfy_host reads them.
+    collect_ignore = ['test_schemas.py']
+else:
     install()
