@@ -154,9 +154,9 @@ def _contents(
             # mmengine's EMA hook swaps: state_dict has the averages, ema_state_dict the weights that are trained.
             # Frozen ones are in state_dict only.
             kind = 'mmengine training checkpoint'
-            raw = {
-                name.removeprefix(f'module.{prefix}'): tensor for name, tensor in ema_state.items() if name != 'steps'
-            }
+            # Mmengine's own hook follows the whole model, ours the network.
+            own = f'module.{prefix}'
+            raw = {name.removeprefix(own): tensor for name, tensor in ema_state.items() if name.startswith(own)}
             networks = {'ema': found, 'raw': {**found, **raw}}
     for found in networks.values():
         if METADATA_TENSOR in found:
@@ -174,7 +174,7 @@ def _contents(
                 projector[name.removeprefix(prefix)] = tensors[name]
                 used.add(name)
     loras = {}
-    alpha = metadata.get('lora', {}).get('alpha')
+    alpha = (metadata.get('lora') or {}).get('alpha')
     try:
         for label, found in networks.items():
             plain, lora = split_peft(found, alpha)

@@ -148,6 +148,16 @@ def test_training_checkpoints_follow_frozen_weights_too(tmp_path, nets):
     assert same(load_backbone(path, 'raw').state_dict(), {**ema, **trained})
 
 
+def test_mmengines_own_ema_hook_follows_the_loss_too(tmp_path, nets):
+    ema, raw = (nets[label].state_dict() for label in ('ema', 'raw'))
+    path = save_mmengine(tmp_path / 'a.pth', ema, raw, tiny_projector())
+    content = torch.load(path, weights_only=True)
+    content['ema_state_dict'] |= prefixed('module.loss.projector.', tiny_projector())
+    torch.save(content, path)
+    assert same(load_backbone(path).state_dict(), ema)
+    assert same(load_backbone(path, 'raw').state_dict(), raw)
+
+
 def test_one_set_of_weights_is_not_taken_for_the_other(tmp_path, nets):
     state = nets['ema'].state_dict()
     path = save(tmp_path / 'a.safetensors', state, weights='ema')
