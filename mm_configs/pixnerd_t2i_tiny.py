@@ -7,7 +7,7 @@ _base_ = [
 ]
 model = dict(
     backbone=dict(
-        dim=192, depth=4, num_heads=6, patch_size=4, text_dim=40, text_length=32, text_depth=1, head=dict(width=32)
+        dim=192, depth=4, num_heads=6, patch_size=8, text_dim=40, text_length=32, text_depth=1, head=dict(width=32, mlp_ratio=1)
     ),
     conditioner=dict(model='{{$PIXNERD_TINY_QWEN3:tests/data/qwen3_tiny}}', max_length=32, dtype='float32'),
     loss=dict(timeshift=1.0, teacher=None, dim=192, projector_dim=192),

@@ -1,0 +1,208 @@
+#!/usr/bin/env python
+"""Draw in the browser: a class or a prompt, the denoising as an animation, and zooming by decoding the field."""
+
+import argparse
+import base64
+import io
+import os
+
+VIEW = 384  # pixels of the longer side of what is shown
+MAX_ZOOM = 64
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('checkpoint', help='published .ckpt, a .pth of tools/train.py, or .safetensors')
+    parser.add_argument('--text-encoder', metavar='FOLDER', help='Qwen3 folder, for a model that draws prompts')
+    parser.add_argument('--class-names', metavar='FILE', help='names of the classes, one a line, if the file has none')
+    parser.add_argument('--host', default='127.0.0.1', help='address to listen on (127.0.0.1: this machine only)')
+    parser.add_argument('--port', type=int, default=7860, help='port (7860)')
+    parser.add_argument('--device', help="'cuda', 'cpu', ...; by default a GPU if there is one")
+    return parser.parse_args()
+
+
+class Studio:
+    """A checkpoint ready to draw. Pictures are uint8 arrays (H, W, 3)."""
+
+    def __init__(self, checkpoint: str, text_encoder: str | None, class_names: str | None, device: str | None):
+        import torch
+
+        from pixnerd_plugin.checkpoints import load_backbone, read_checkpoint
+        from pixnerd_plugin.models.conditioners import LabelConditioner, Qwen3TextEncoder
+        from pixnerd_plugin.registry import MODELS
+
+        device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
+        self.net = load_backbone(checkpoint).to(device).eval()
+        metadata = read_checkpoint(checkpoint).metadata
+        self.is_text = self.net.text_dim is not None
+        if self.is_text:
+            if not text_encoder:
+                raise ValueError(f'{checkpoint} draws prompts; give --text-encoder FOLDER, its Qwen3 model')
+            self.conditioner = Qwen3TextEncoder(text_encoder, self.net.text_length).to(device)
+            if self.conditioner.dim != self.net.text_dim:
+                raise ValueError(
+                    f'--text-encoder {text_encoder} gives embeddings of width {self.conditioner.dim}, and {checkpoint} '
+                    f'was trained with {self.net.text_dim}'
+                )
+        else:
+            names = class_names or metadata.get('class_names')
+            self.conditioner = LabelConditioner(self.net.num_classes, names).to(device)
+        self.device = device
+        self.resolution = metadata.get('resolution') or (32 if self.is_text else 16) * self.net.patch_size
+        published = dict(type='AdamsFlowSampler') if self.is_text else dict(type='EulerFlowSampler')
+        self.sampler = MODELS.build(metadata.get('sampling') or published)
+
+    def draw(self, what: str, negative: str, height: int, width: int, steps: int, order: int, guidance: float,
+             seed: int, progress=lambda done, total: None):  # fmt: skip
+        """Sample one picture; returns it, its denoising as the bytes of a GIF, and its field trajectory."""
+        import torch
+
+        from pixnerd_plugin.images import to_uint8
+        from pixnerd_plugin.sampling import AdamsFlowSampler
+        from pixnerd_plugin.sampling.noise import draw_noise, picture_generators
+
+        sampler = AdamsFlowSampler(steps, order, guidance, self.sampler.guidance_interval, self.sampler.timeshift)
+        null = self.conditioner([negative]) if negative and self.is_text else self.conditioner.null(1)
+        noise = draw_noise(picture_generators([seed]), (self.net.in_channels, height, width)).to(self.device)
+        frames = [to_uint8(noise)[0]]
+
+        def after(step):
+            frames.append(to_uint8(step.denoised)[0])
+            progress(step.index + 1, step.num_steps)
+
+        image, field = sampler.sample(
+            self.net, noise, self.conditioner([what]), null, record_field=True, callback=after
+        )
+        if not torch.isfinite(image).all():
+            raise ValueError('the network gave NaN or infinity; lower the guidance')
+        return to_uint8(image)[0], animation(frames), field
+
+
+def zoom(field, factor: float, center: tuple[float, float], grain: float):
+    """Render the window of ``1 / factor`` of the picture around ``center`` (row and column, 0 to 1)."""
+    from pixnerd_plugin.images import to_uint8
+
+    size, region = window(field.size, factor, center)
+    return to_uint8(field.decode(size, region, grain=grain))[0]
+
+
+def window(base: tuple[int, int], factor: float, center: tuple[float, float]):
+    """The size of the whole picture and the region of it that shows that window in ``VIEW`` pixels."""
+    scale = factor * VIEW / max(base)
+    size = tuple(max(1, round(side * scale)) for side in base)
+    shown = tuple(max(1, round(side / factor)) for side in size)
+    start = [
+        min(max(0, round(c * side - part / 2)), side - part) for c, side, part in zip(center, size, shown, strict=True)
+    ]
+    return size, (start[0], start[1], start[0] + shown[0], start[1] + shown[1])
+
+
+def enlarge(pixels):
+    """Repeat pixels until the longer side has about ``VIEW``, so that the browser shows them as they are."""
+    factor = max(1, VIEW // max(pixels.shape[:2]))
+    return pixels.repeat(factor, 0).repeat(factor, 1)
+
+
+def animation(frames: list) -> bytes:
+    from PIL import Image
+
+    first, *rest = (Image.fromarray(enlarge(frame)) for frame in frames)
+    file = io.BytesIO()
+    durations = [80] * len(rest) + [1500]
+    first.save(file, 'GIF', save_all=True, append_images=rest, duration=durations, loop=0)
+    return file.getvalue()
+
+
+def as_html(gif: bytes) -> str:
+    return f'<img alt="denoising" src="data:image/gif;base64,{base64.b64encode(gif).decode()}">'
+
+
+def build_app(studio: Studio):
+    """The page. Each visitor's field is kept in the page's own state."""
+    import gradio as gr
+
+    def draw(what, negative, height, width, steps, order, guidance, seed, progress=gr.Progress()):  # noqa: B008
+        def show(done, total):
+            progress((done, total), desc='drawing')
+
+        try:
+            picture, gif, field = studio.draw(
+                str(what), negative, int(height), int(width), int(steps), int(order), guidance, int(seed), show
+            )
+        except ValueError as error:
+            raise gr.Error(str(error)) from None
+        return enlarge(picture), as_html(gif), field, (0.5, 0.5), zoom(field, 1, (0.5, 0.5), 0), 1
+
+    def look(field, factor, center, grain):
+        return None if field is None else zoom(field, factor, center, grain)
+
+    def point(field, factor, grain, event: gr.SelectData):
+        if field is None:
+            return (0.5, 0.5), None
+        shown = max(1, VIEW // max(field.size))
+        center = event.index[1] / (field.size[0] * shown), event.index[0] / (field.size[1] * shown)
+        return center, zoom(field, factor, center, grain)
+
+    with gr.Blocks(title='PixNerd', analytics_enabled=False) as app:
+        gr.Markdown('# PixNerd\nDraw a picture, then look closer: click where, and choose how much.')
+        with gr.Row():
+            with gr.Column(scale=1):
+                what, negative = inputs_for(studio, gr)
+                side, patch = studio.resolution, studio.net.patch_size
+                with gr.Row():
+                    height = gr.Number(side, label='height', precision=0, step=patch, minimum=patch)
+                    width = gr.Number(side, label='width', precision=0, step=patch, minimum=patch)
+                steps = gr.Slider(1, 100, studio.sampler.num_steps, step=1, label='steps')
+                order = gr.Slider(1, 4, studio.sampler.order, step=1, label='order of the solver (1: Euler)')
+                guidance = gr.Slider(1, 10, studio.sampler.guidance_scale, step=0.1, label='guidance')
+                seed = gr.Number(0, label='seed', precision=0, minimum=0)
+                button = gr.Button('Draw', variant='primary')
+            with gr.Column(scale=1):
+                picture = gr.Image(label='as sampled; click to look there', interactive=False, format='png')
+                gif = gr.HTML(label='denoising')
+            with gr.Column(scale=1):
+                view = gr.Image(label='the field, decoded here', interactive=False, format='png')
+                factor = gr.Slider(1, MAX_ZOOM, 1, step=0.5, label='zoom')
+                grain = gr.Slider(0, 1, 0, step=0.05, label='grain')
+        field, center = gr.State(), gr.State((0.5, 0.5))
+        settings = [what, negative, height, width, steps, order, guidance, seed]
+        button.click(draw, settings, [picture, gif, field, center, view, factor])
+        for slider in (factor, grain):
+            slider.release(look, [field, factor, center, grain], view)
+        picture.select(point, [field, factor, grain], [center, view])
+    return app
+
+
+def inputs_for(studio: Studio, gr):
+    """What is asked for: a prompt and what to avoid, or a class."""
+    if studio.is_text:
+        return gr.Textbox(label='prompt', lines=2), gr.Textbox(label='negative prompt')
+    names = studio.conditioner.class_names or range(studio.net.num_classes)
+    choices = [
+        (f'{index}: {name}' if str(index) != str(name) else name, str(index)) for index, name in enumerate(names)
+    ]
+    return gr.Dropdown([(str(name), index) for name, index in choices], value='0', label='class'), gr.State('')
+
+
+def main(args: argparse.Namespace) -> None:
+    os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'
+    try:
+        import gradio as gr
+    except ImportError:
+        raise ValueError('the web demo needs gradio; pip install "gradio>=6"') from None
+
+    studio = Studio(args.checkpoint, args.text_encoder, args.class_names, args.device)
+    # The fonts of the default theme are fetched from the network.
+    theme = gr.themes.Base(font=['system-ui', 'sans-serif'], font_mono=['monospace'])
+    build_app(studio).launch(
+        server_name=args.host, server_port=args.port, share=False, theme=theme, footer_links=[], quiet=False
+    )
+
+
+if __name__ == '__main__':
+    arguments = parse_args()
+    # Only now, because it imports torch: --help answers at once.
+    from pixnerd_plugin.cli import one_line_errors
+
+    with one_line_errors():
+        main(arguments)
