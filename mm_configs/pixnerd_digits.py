@@ -18,7 +18,14 @@ model = dict(
     conditioner=dict(num_classes=10, class_names=list('0123456789')),
     # Digits of 8x8 pixels drawn at 32x32 are smooth, so it takes more noise to hide them: times are shifted towards it.
     loss=dict(teacher=None, dim=128, projector_dim=128, timeshift=2.0, max_density=max_density),
-    sampler=dict(_delete_=True, type='AdamsFlowSampler', num_steps=30, guidance_scale=3.0, timeshift=1.0),
+    sampler=dict(
+        _delete_=True,
+        type='AdamsFlowSampler',
+        num_steps=30,
+        guidance_scale=3.0,
+        guidance_interval=(0.0, 0.6),
+        timeshift=1.0,
+    ),
 )
 train_dataloader = dict(batch_size=64, dataset=dict(size=image_size * max_density))
 custom_hooks = [

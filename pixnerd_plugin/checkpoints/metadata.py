@@ -42,7 +42,7 @@ def parse_metadata(text: str) -> dict[str, Any]:
 
 
 def check_metadata(content: Any) -> dict[str, Any]:
-    """Return ``content`` if every known entry is well formed.
+    """Return ``content`` if every known entry is well formed, without a sampler that is not registered.
 
     Raises:
         ValueError: naming the entry that is not.
@@ -52,6 +52,11 @@ def check_metadata(content: Any) -> dict[str, Any]:
     version = content.get('version', VERSION)
     if not isinstance(version, int) or version > VERSION:
         raise ValueError(f'its metadata has version {version!r}, made by a newer PixNerd plugin; update this one')
+    sampling = content.get('sampling')
+    sampler = str(sampling.get('type')) if isinstance(sampling, dict) else ''
+    if sampler.isidentifier() and sampler not in MODELS.module_dict:
+        # A sampler of somebody's own, not imported here: the network does not need it.
+        content = {name: value for name, value in content.items() if name != 'sampling'}
     for name, is_well_formed in _CHECKS.items():
         if content.get(name) is not None and not is_well_formed(content[name]):
             raise ValueError(f'its metadata has {name}={str(content[name])[:100]!r}, which no PixNerd network has')

@@ -9,7 +9,7 @@ from pixnerd_plugin import load_backbone
 from pixnerd_plugin.checkpoints import read_checkpoint
 from pixnerd_plugin.checkpoints.published import to_published
 from pixnerd_plugin.registry import MODELS
-from tests.golden import DATA, read, relative_error
+from tests.golden import DATA, network, read, relative_error
 
 from .files import (
     prefixed,
@@ -196,3 +196,12 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path, change, message):
         load_backbone(save(tmp_path / 'a.safetensors', state))
     assert '\n' not in str(error.value)
     assert 'a.safetensors' in str(error.value)
+
+
+def test_a_sampler_that_is_not_registered_does_not_keep_the_network_from_loading(tmp_path):
+    net = network('c2i_tiny')
+    path = tmp_path / 'net.safetensors'
+    metadata = dict(architecture=net.architecture(), sampling=dict(type='SamplerOfSomebody'), resolution=16)
+    save_file(net.state_dict(), path, {'pixnerd': json.dumps(metadata)})
+    assert load_backbone(path).architecture() == net.architecture()
+    assert read_checkpoint(path).metadata.keys() == {'architecture', 'resolution'}
