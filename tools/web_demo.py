@@ -6,7 +6,7 @@ import base64
 import io
 import os
 
-VIEW = 384  # pixels of the longer side of what is shown
+VIEW = 256  # pixels of the longer side of what is shown
 MAX_ZOOM = 64
 
 
@@ -143,10 +143,12 @@ def build_app(studio: Studio):
         center = event.index[1] / (field.size[0] * shown), event.index[0] / (field.size[1] * shown)
         return center, zoom(field, factor, center, grain)
 
+    # Without the button that shares with a service on the network.
+    shown = dict(interactive=False, format='png', buttons=['download', 'fullscreen'])
     with gr.Blocks(title='PixNerd', analytics_enabled=False) as app:
         gr.Markdown('# PixNerd\nDraw a picture, then look closer: click where, and choose how much.')
         with gr.Row():
-            with gr.Column(scale=1):
+            with gr.Column(min_width=260):
                 what, negative = inputs_for(studio, gr)
                 side, patch = studio.resolution, studio.net.patch_size
                 with gr.Row():
@@ -157,11 +159,11 @@ def build_app(studio: Studio):
                 guidance = gr.Slider(1, 10, studio.sampler.guidance_scale, step=0.1, label='guidance')
                 seed = gr.Number(0, label='seed', precision=0, minimum=0)
                 button = gr.Button('Draw', variant='primary')
-            with gr.Column(scale=1):
-                picture = gr.Image(label='as sampled; click to look there', interactive=False, format='png')
+            with gr.Column(min_width=260):
+                picture = gr.Image(label='as sampled; click to look there', **shown)
                 gif = gr.HTML(label='denoising')
-            with gr.Column(scale=1):
-                view = gr.Image(label='the field, decoded here', interactive=False, format='png')
+            with gr.Column(min_width=260):
+                view = gr.Image(label='the field, decoded here', **shown)
                 factor = gr.Slider(1, MAX_ZOOM, 1, step=0.5, label='zoom')
                 grain = gr.Slider(0, 1, 0, step=0.05, label='grain')
         field, center = gr.State(), gr.State((0.5, 0.5))

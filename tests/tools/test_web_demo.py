@@ -1,0 +1,80 @@
+"""The parts of tools/web_demo.py that need no browser."""
+
+import io
+import json
+import runpy
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from pixnerd_plugin.registry import MODELS
+from tests.training import ROOT
+
+DEMO = runpy.run_path(str(ROOT / 'tools/web_demo.py'), run_name='web_demo')
+
+
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory):
+    torch.manual_seed(0)
+    head = dict(type='NeuralFieldHead', width=4, depth=1, alignment='centers')
+    net = MODELS.build(dict(type='PixNerdDiT', dim=16, depth=1, num_heads=2, patch_size=4, num_classes=3, head=head))
+    torch.nn.init.normal_(net.head.proj.weight)
+    path = tmp_path_factory.mktemp('weights') / 'net.safetensors'
+    metadata = dict(architecture=net.architecture(), resolution=8, class_names=['zero', 'one', 'two'])
+    save_file(net.state_dict(), path, {'pixnerd': json.dumps(metadata)})
+    return str(path)
+
+
+@pytest.fixture(scope='module')
+def studio(checkpoint):
+    return DEMO['Studio'](checkpoint, None, None, 'cpu')
+
+
+def test_drawing_gives_picture_animation_and_field(studio):
+    seen = []
+    picture, gif, field = studio.draw('1', '', 8, 12, 3, 2, 2.0, 5, lambda done, total: seen.append((done, total)))
+    assert picture.shape == (8, 12, 3)
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    with Image.open(io.BytesIO(gif)) as animation:
+        assert animation.n_frames == 4
+    assert field.size == (8, 12)
+
+
+def test_zooming_decodes_a_window_of_constant_size(studio):
+    *_, field = studio.draw('1', '', 8, 8, 2, 1, 1.0, 0)
+    whole = DEMO['zoom'](field, 1, (0.5, 0.5), 0)
+    corner = DEMO['zoom'](field, 2, (0, 1), 0)
+    assert whole.shape == corner.shape == (DEMO['VIEW'], DEMO['VIEW'], 3)
+    # Twice as fine, so the mean of four pixels is about the pixel of the whole there.
+    half = DEMO['VIEW'] // 2
+    mean = corner.reshape(half, 2, half, 2, 3).mean((1, 3))
+    assert np.abs(mean - whole[:half, half:]).mean() < 8
+
+
+@pytest.mark.parametrize('factor', [1, 1.5, 7, 64])
+@pytest.mark.parametrize('center', [(0, 0), (0.3, 0.9), (1, 1)])
+def test_windows_lie_inside_the_picture(factor, center):
+    (height, width), (top, left, bottom, right) = DEMO['window']((32, 48), factor, center)
+    assert 0 <= top < bottom <= height
+    assert 0 <= left < right <= width
+    assert abs((right - left) - DEMO['VIEW']) <= 1
+
+
+def test_a_model_of_prompts_wants_its_text_encoder(tmp_path):
+    head = dict(type='NeuralFieldHead', width=4, depth=1)
+    net = MODELS.build(
+        dict(type='PixNerdDiT', dim=16, depth=1, num_heads=2, patch_size=4, text_dim=40, text_depth=1, head=head)
+    )
+    save_file(
+        net.state_dict(), tmp_path / 'net.safetensors', {'pixnerd': json.dumps(dict(architecture=net.architecture()))}
+    )
+    with pytest.raises(ValueError, match='--text-encoder'):
+        DEMO['Studio'](str(tmp_path / 'net.safetensors'), None, None, 'cpu')
+
+
+def test_the_page_builds(studio):
+    pytest.importorskip('gradio', minversion='6')
+    DEMO['build_app'](studio)
