@@ -136,7 +136,9 @@ class PixNerdConfig(comfy.supported_models_base.BASE):
     latent_format = PixNerdLatent
     # Trained in bfloat16; nobody has tried float16.
     supported_inference_dtypes = [torch.bfloat16, torch.float32]
-    memory_usage_factor = 0.05
+    # Peak activations of XL and XXL in bfloat16, counted op by op, are at most 0.038 in core's unit from 512x512 on.
+    # Smaller pictures take about 200 MB whatever their size (a chunk of the field), which core's own reserve covers.
+    memory_usage_factor = 0.04
 
     def __init__(self, unet_config: dict[str, Any]):
         super().__init__(unet_config)

@@ -1,14 +1,18 @@
 #!/usr/bin/env python
 """Report what the text encoder in FOLDER gives: shapes, norms, the empty prompt, the rounded rotary frequencies, time.
 
-Meant for the true Qwen3-1.7B, which the tests cannot carry. It exits with 1 if a check fails.
+Meant for the true Qwen3-1.7B, which the tests cannot carry. With COMFYUI_PATH naming a ComfyUI checkout (and its Python
+running this), ComfyUI's CLIP from the same weights is compared too. It exits with 1 if a check fails.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,6 +87,39 @@ def report_rounding(encoder: Qwen3TextEncoder, prompts: list[str], embeds: Tenso
         print(f'  output without the rounding is {relative_error(exact[row], embeds[index]):.1e} away, prompt {index}')
 
 
+def comfyui_clip(comfyui: str, folder: Path) -> Any:
+    """The CLIP that PixNerd's ComfyUI loader makes of the weights in ``folder``."""
+    sys.path[:0] = [str(Path(__file__).resolve().parents[1]), comfyui]
+    import comfy.cli_args
+
+    comfy.cli_args.args.cpu = True
+    from safetensors.torch import load_file
+
+    from comfy_nodes.text_encoder import load_text_encoder
+
+    tensors = {
+        name: tensor for file in sorted(folder.glob('*.safetensors')) for name, tensor in load_file(file).items()
+    }
+    return load_text_encoder(tensors)
+
+
+def compare_with_comfyui(clip: Any, encoder: Qwen3TextEncoder, prompts: list[str], embeds: Tensor) -> bool:
+    """Print and judge how far ComfyUI's embeddings, computed in float32, are from ours."""
+    limit = 1e-4 if encoder.dtype == torch.float32 else 2e-2
+    ids, _ = encoder.tokenize(prompts)
+    passed = True
+    for index, prompt in enumerate(prompts):
+        tokens = clip.tokenize(prompt)
+        same = [token for token, _ in next(iter(tokens.values()))[0]] == ids[index].tolist()
+        error = relative_error(clip.encode_from_tokens(tokens)[0], embeds[index])
+        ok = same and error <= limit
+        passed &= ok
+        print(
+            f'  {"ok  " if ok else "FAIL"}  ComfyUI, prompt {index}: ids {"agree" if same else "differ"}, error {error:.1e}'
+        )
+    return passed
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('folder', metavar='FOLDER', help='folder (or cached hub id) of the text encoder')
@@ -97,6 +134,8 @@ def main() -> None:
     embeds = describe(encoder, prompts)
     passed = check(encoder, prompts, embeds)
     report_rounding(encoder, prompts, embeds)
+    if comfyui := os.environ.get('COMFYUI_PATH'):
+        passed &= compare_with_comfyui(comfyui_clip(comfyui, encoder.folder), encoder, prompts, embeds)
     if not passed:
         sys.exit('error: a check failed, see above')
 
