@@ -114,9 +114,8 @@ def compare_with_comfyui(clip: Any, encoder: Qwen3TextEncoder, prompts: list[str
         error = relative_error(clip.encode_from_tokens(tokens)[0], embeds[index])
         ok = same and error <= limit
         passed &= ok
-        print(
-            f'  {"ok  " if ok else "FAIL"}  ComfyUI, prompt {index}: ids {"agree" if same else "differ"}, error {error:.1e}'
-        )
+        verdict, agreement = 'ok  ' if ok else 'FAIL', 'agree' if same else 'differ'
+        print(f'  {verdict}  ComfyUI, prompt {index}: ids {agreement}, error {error:.1e}')
     return passed
 
 
