@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from pixnerd_plugin.checkpoints.architecture import find_architecture
+from pixnerd_plugin.checkpoints.contents import METADATA_TENSOR
 from pixnerd_plugin.checkpoints.metadata import METADATA_KEY, parse_metadata
 from pixnerd_plugin.checkpoints.published import from_published, is_published
-
-METADATA_TENSOR = 'pixnerd_metadata'
 
 # The EMA weights are the ones to sample from, so their prefix comes first.
 _PREFIXES = ('ema_denoiser.', 'model.diffusion_model.', 'diffusion_model.', 'backbone.', 'denoiser.', '')
