@@ -10,8 +10,10 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from pixnerd_plugin import load_backbone
+from pixnerd_plugin.checkpoints.published import to_published
 from tests.training import CONFIG, ENVIRONMENT, ROOT, assert_same_training_state, load, run_tool, train
 
 IMAGE_FOLDER = [
@@ -161,3 +163,20 @@ def test_mistakes_end_in_one_line(tmp_path, uninterrupted, monkeypatch):
     assert (done.returncode, done.stdout, done.stderr.count('\n')) == (1, '', 1)
     done = run_tool('tools/dist_train.sh', 'absent.py', '2')
     assert (done.returncode, done.stdout, done.stderr.count('\n')) == (1, '', 1)
+
+
+@pytest.mark.slow
+def test_training_starts_from_a_network_in_any_layout_and_only_from_one_that_fits(uninterrupted, tmp_path):
+    final = load(uninterrupted / 'iter_6.pth')
+    network = {name.removeprefix('backbone.'): t for name, t in final['state_dict'].items() if 'backbone' in name}
+    save_file(to_published(network), tmp_path / 'published.safetensors')
+    options = ['train_cfg.max_iters=1', 'optim_wrapper.optimizer.lr=0.0', f'load_from={tmp_path}/published.safetensors']
+    command = [sys.executable, 'tools/train.py', CONFIG, '--work-dir', tmp_path / 'out', '--cfg-options', *options]
+    run = run_tool(*command)
+    assert run.returncode == 0, run.stderr
+    started = load(tmp_path / 'out/iter_1.pth')['state_dict']
+    assert all(torch.equal(started[f'backbone.{name}'], tensor) for name, tensor in network.items())
+
+    misfit = run_tool(*command, 'model.backbone.dim=32', 'model.loss.dim=32')
+    assert misfit.returncode == 1
+    assert 'does not fit the backbone' in misfit.stderr.strip().splitlines()[-1]

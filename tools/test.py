@@ -30,13 +30,14 @@ def main(args: argparse.Namespace) -> None:
 
     import pixnerd_plugin.training  # noqa: F401 (registers what configs name)
     from pixnerd_plugin.atomic import atomic_path
-    from pixnerd_plugin.cli import hide_broken_torchvision, load_config, require_checkpoint, set_up_processes
+    from pixnerd_plugin.checkpoints import load_into, read_checkpoint
+    from pixnerd_plugin.cli import hide_broken_torchvision, load_config, set_up_processes
     from pixnerd_plugin.images import image_grid, save_png
     from pixnerd_plugin.registry import MODELS
 
     if args.num_samples < 1:
         raise ValueError(f'--num-samples must be at least 1, got {args.num_samples}')
-    require_checkpoint(args.checkpoint)
+    read_checkpoint(args.checkpoint)  # ends here if it cannot be read
     hide_broken_torchvision()
     config = load_config(args.config, args.cfg_options)
     set_up_processes(config, args.launcher)
@@ -49,7 +50,7 @@ def main(args: argparse.Namespace) -> None:
     if hook is None:
         raise ValueError(f'{args.config} has no SampleGridHook to take the picture size from')
     model = MODELS.build(dict(config.model, loss=None)).to(get_device()).eval()
-    load_weights(model.backbone, args.checkpoint)
+    load_into(model.backbone, args.checkpoint)
 
     rank, world_size = get_dist_info()
     indices = range(args.num_samples)[rank::world_size]
@@ -64,16 +65,6 @@ def main(args: argparse.Namespace) -> None:
     with atomic_path(out / 'samples.npz') as temporary:
         np.savez(temporary, arr_0=images)
     print(f'{len(images)} samples: {out / "samples.png"} and {out / "samples.npz"}')
-
-
-def load_weights(backbone, checkpoint: str) -> None:
-    from pixnerd_plugin.checkpoints import read_checkpoint
-
-    try:
-        backbone.load_state_dict(read_checkpoint(checkpoint).tensors)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise ValueError(f'{checkpoint} does not fit the backbone of the config: {reason}') from None
 
 
 def sample(model, hook, indices, batch_size: int, seed: int):

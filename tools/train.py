@@ -34,6 +34,7 @@ def main(args: argparse.Namespace) -> None:
     from mmengine.runner import Runner
 
     import pixnerd_plugin.training  # noqa: F401 (registers what configs name)
+    from pixnerd_plugin.checkpoints import read_checkpoint
     from pixnerd_plugin.cli import hide_broken_torchvision, load_config, set_up_processes
 
     hide_broken_torchvision()
@@ -50,8 +51,33 @@ def main(args: argparse.Namespace) -> None:
     if args.seed is not None:
         config.randomness = dict(config.get('randomness', {}), seed=args.seed)
         config.train_dataloader.sampler.seed = args.seed
+    start_from = None if config.get('resume') else config.get('load_from')
+    if start_from:
+        config.load_from = None
+        read_checkpoint(start_from)  # a file that cannot be read ends the run here, before anything is built
     set_up_processes(config, args.launcher)
-    Runner.from_cfg(config).train()
+    runner = Runner.from_cfg(config)
+    if start_from:
+        load_initial_weights(runner.model, start_from)
+    runner.train()
+
+
+def load_initial_weights(model, path: str) -> None:
+    """Start from the network of a file in any layout; mmengine would leave out in silence what does not fit."""
+    from mmengine.model import is_model_wrapper
+
+    from pixnerd_plugin.checkpoints import load_into
+    from pixnerd_plugin.checkpoints.contents import open_contents
+
+    model = model.module if is_model_wrapper(model) else model
+    load_into(model.backbone, path)
+    projector = open_contents(path).projector
+    if projector and model.loss is not None:
+        own = {name: tuple(tensor.shape) for name, tensor in model.loss.projector.state_dict().items()}
+        if own == {name: tensor.shape for name, tensor in projector.items()}:
+            model.loss.projector.load_state_dict({name: tensor.read() for name, tensor in projector.items()})
+        else:
+            print(f'The projector of {path} is of another size; the alignment loss starts with a new one.')
 
 
 def set_resume(config, checkpoint: str) -> None:

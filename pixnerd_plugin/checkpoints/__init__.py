@@ -1,3 +1,3 @@
-from .load import load_backbone, read_checkpoint
+from .load import load_backbone, load_into, read_checkpoint
 
-__all__ = ['load_backbone', 'read_checkpoint']
+__all__ = ['load_backbone', 'load_into', 'read_checkpoint']

@@ -16,7 +16,7 @@ from .lazy import LazyTensor, require_finite
 from .metadata import METADATA_KEY
 from .published import describe_difference
 
-__all__ = ['METADATA_KEY', 'Checkpoint', 'load_backbone', 'read_checkpoint']
+__all__ = ['METADATA_KEY', 'Checkpoint', 'load_backbone', 'load_into', 'read_checkpoint']
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,15 @@ def load_backbone(path: str | Path, weights: str = 'ema') -> nn.Module:
     net = checkpoint.build()
     net.load_state_dict(checkpoint.tensors, assign=True)
     return net
+
+
+def load_into(net: nn.Module, path: str | Path, weights: str = 'ema') -> None:
+    """Load a file's network into one that is built already. Arguments and errors as in :func:`load_backbone`."""
+    try:
+        net.load_state_dict(read_checkpoint(path, weights).tensors)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise ValueError(f'{path} does not fit the backbone of the config: {reason}') from None
 
 
 def read_checkpoint(path: str | Path, weights: str = 'ema') -> Checkpoint:
