@@ -52,6 +52,16 @@ def test_tiles_make_up_the_whole(net):
     for (top, left, bottom, right), pixels in field.tiles((20, 30), 7):
         out[:, :, top:bottom, left:right] = pixels
     assert relative_error(out, field.decode((20, 30))) < 1e-5
+    regions = [part for part, _ in field.tiles((20, 30), 7, (3, 5, 12, 19))]
+    assert regions == [(3, 5, 10, 12), (3, 12, 10, 19), (10, 5, 12, 12), (10, 12, 12, 19)]
+
+
+def test_one_picture_of_the_batch_decodes_as_in_it(net):
+    _, field = record(net)
+    one = field.picture(1).to('cpu')
+    assert relative_error(one.decode((16, 24)), field.decode((16, 24))[1:]) < 1e-5
+    with pytest.raises(ValueError, match='picture 2'):
+        field.picture(2)
 
 
 def test_sizes_agree_where_their_pixels_share_a_centre(net):
