@@ -131,3 +131,20 @@ def test_mistakes_get_one_line_and_leave_nothing_behind(sample, classes, texts, 
     assert '\n' not in code
     assert message in code
     assert not (tmp_path / 'out').exists()
+
+
+def test_an_adapter_changes_the_picture_by_its_strength(sample, classes, tmp_path):
+    torch.manual_seed(1)
+    adapter = tmp_path / 'adapter.safetensors'
+    name = 'diffusion_model.blocks.0.attn.proj'
+    save_file({f'{name}.lora_A.weight': torch.randn(2, 16), f'{name}.lora_B.weight': torch.randn(16, 2)}, adapter)
+    pictures = {}
+    for strength in ('none', '0', '1', '2'):
+        lora = [] if strength == 'none' else ['--lora', f'{adapter}:{strength}']
+        assert sample(classes, '--class-label', 1, *lora, '--out', tmp_path / strength)[0] is None
+        pictures[strength] = pixels(tmp_path / strength / '1_seed0.png')
+    assert (pictures['0'] == pictures['none']).all()
+    assert (pictures['1'] != pictures['none']).any()
+    assert (pictures['2'] != pictures['1']).any()
+    code, _ = sample(classes, '--class-label', 1, '--lora', tmp_path / 'no.safetensors', '--out', tmp_path / 'x')
+    assert 'no.safetensors' in code
