@@ -116,6 +116,17 @@ def set_up_processes(config: Any, launcher: str) -> None:
     config.model_wrapper_cfg = dict(wrapper, device_ids=None)
 
 
+def tear_down_processes() -> None:
+    """Leave the process group, if there is one, at the end of a run that went well.
+
+    An interpreter that ends with gloo's threads running is now and then aborted, and takes the whole run for failed.
+    """
+    import torch
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def require_checkpoint(path: str | Path) -> Path:
     """Return ``path`` if it looks like a whole checkpoint.
 

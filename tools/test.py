@@ -31,7 +31,7 @@ def main(args: argparse.Namespace) -> None:
     import pixnerd_plugin.training  # noqa: F401 (registers what configs name)
     from pixnerd_plugin.atomic import atomic_path
     from pixnerd_plugin.checkpoints import load_into, read_checkpoint
-    from pixnerd_plugin.cli import hide_broken_torchvision, load_config, set_up_processes
+    from pixnerd_plugin.cli import hide_broken_torchvision, load_config, set_up_processes, tear_down_processes
     from pixnerd_plugin.images import image_grid, save_png
     from pixnerd_plugin.registry import MODELS
 
@@ -56,6 +56,7 @@ def main(args: argparse.Namespace) -> None:
     indices = range(args.num_samples)[rank::world_size]
     samples = sample(model, hook, indices, args.batch_size, args.seed)
     parts = all_gather_object(samples)
+    tear_down_processes()
     if rank != 0:
         return
     order = np.argsort(np.concatenate([np.arange(args.num_samples)[r::world_size] for r in range(world_size)]))

@@ -35,7 +35,7 @@ def main(args: argparse.Namespace) -> None:
 
     import pixnerd_plugin.training  # noqa: F401 (registers what configs name)
     from pixnerd_plugin.checkpoints import read_checkpoint
-    from pixnerd_plugin.cli import hide_broken_torchvision, load_config, set_up_processes
+    from pixnerd_plugin.cli import hide_broken_torchvision, load_config, set_up_processes, tear_down_processes
 
     hide_broken_torchvision()
     config = load_config(args.config, args.cfg_options)
@@ -60,6 +60,7 @@ def main(args: argparse.Namespace) -> None:
     if start_from:
         load_initial_weights(runner.model, start_from)
     runner.train()
+    tear_down_processes()
 
 
 def load_initial_weights(model, path: str) -> None:
