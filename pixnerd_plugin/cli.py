@@ -119,7 +119,7 @@ def set_up_processes(config: Any, launcher: str) -> None:
 def tear_down_processes() -> None:
     """Leave the process group, if there is one, at the end of a run that went well.
 
-    An interpreter that ends with gloo's threads running is now and then aborted, and takes the whole run for failed.
+    A process that ended with the group still there was once aborted, and the whole run counted as failed.
     """
     import torch
 
