@@ -22,6 +22,8 @@ class FlowMatchREPALoss(nn.Module):
         align_layer: block whose tokens are aligned, counted from 1.
         repa_weight: weight ``w`` of the alignment.
         timeshift: shift of the drawn times towards noise.
+        time_std: standard deviation of the drawn times' logit; 1 in the paper. A larger one trains more at both ends,
+            where a sampler starts and finishes.
         cond_drop_prob: probability that a picture's condition is replaced by the null condition.
         teacher: maps images ``(B, 3, H, W)`` in [-1, 1] to features ``(B, L, teacher_dim)``; a callable, a registry
             dict, or None. It is no submodule: it stays out of checkpoints and of the EMA.
@@ -41,11 +43,13 @@ class FlowMatchREPALoss(nn.Module):
         projector_dim: int = 1152,
         teacher_dim: int = 768,
         max_density: int = 1,
+        time_std: float = 1.0,
     ):
         super().__init__()
         self.align_layer = align_layer
         self.repa_weight = repa_weight
         self.timeshift = timeshift
+        self.time_std = time_std
         self.cond_drop_prob = cond_drop_prob
         self.max_density = max_density
         self.projector = nn.Sequential(
@@ -63,8 +67,8 @@ class FlowMatchREPALoss(nn.Module):
         return self._teacher[0]
 
     def draw_time(self, batch: int, device: torch.device) -> Tensor:
-        """Log-normal times ``(B,)``: ``sigmoid(N(0, 1))``, then the shift."""
-        return shift_time(torch.randn(batch, device=device).sigmoid(), self.timeshift)
+        """Log-normal times ``(B,)``: ``sigmoid(N(0, time_std^2))``, then the shift."""
+        return shift_time((self.time_std * torch.randn(batch, device=device)).sigmoid(), self.timeshift)
 
     def forward(
         self,
