@@ -5,9 +5,12 @@ data_root = '{{$PIXNERD_PHOTOS:data/photos}}/train'
 image_size = 32
 max_density = 4
 model = dict(
-    backbone=dict(dim=192, depth=6, num_heads=6, num_classes=1, head=dict(width=48)),
+    backbone=dict(
+        dim=192, depth=6, num_heads=6, num_classes=1, head=dict(width=48, coordinates='dct', num_frequencies=8)
+    ),
     conditioner=dict(num_classes=1, class_names=['photo']),
-    loss=dict(dim=192, projector_dim=192),
+    loss=dict(dim=192, projector_dim=192, time_std=1.0),
+    sampler=dict(guidance_scale=4.0),
 )
 train_dataloader = dict(
     batch_size=32,
