@@ -6,7 +6,7 @@ import base64
 import io
 import os
 
-VIEW = 256  # pixels of the longer side of what is shown
+VIEW = 256  # pixels of the longer side of what is shown, at least
 MAX_ZOOM = 64
 
 
@@ -87,8 +87,8 @@ def zoom(field, factor: float, center: tuple[float, float], grain: float):
 
 
 def window(base: tuple[int, int], factor: float, center: tuple[float, float]):
-    """The size of the whole picture and the region of it that shows that window in ``VIEW`` pixels."""
-    scale = factor * VIEW / max(base)
+    """The size of the whole picture and the region of it that shows that window, as large as sampled or ``VIEW``."""
+    scale = factor * max(1, VIEW / max(base))
     size = tuple(max(1, round(side * scale)) for side in base)
     shown = tuple(max(1, round(side / factor)) for side in size)
     start = [

@@ -76,8 +76,10 @@ class ShardIndex:
                 raise ValueError(f'{path!r} is not a shard index, or is cut short; {rebuild} again')
             file.seek(footer_start)
             encoded = file.read(end - _TAIL - footer_start)
-        footer = json.loads(encoded)
-        self.shards = [Shard(*fields) for fields in footer['shards']]
+        try:
+            self.shards = [Shard(*fields) for fields in json.loads(encoded)['shards']]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f'{path!r} is a damaged shard index; {rebuild} again') from None
         num_pairs = sum(shard.num_pairs for shard in self.shards)
         if num_pairs == 0 or num_pairs * PAIR.itemsize != footer_start:
             raise ValueError(

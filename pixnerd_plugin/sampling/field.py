@@ -6,6 +6,7 @@ coordinates and on its own noisy value only. Replaying the solver on other pixel
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -135,7 +136,10 @@ class FieldTrajectory:
 
     def to(self, device: torch.device | str) -> FieldTrajectory:
         """The trajectory with its head and noise on ``device``; the patch vectors follow as they are used."""
-        head = self.head.to(device)
+        head = self.head
+        if next(head.parameters()).device != torch.device(device):
+            # A copy: the network that was sampled still holds the head.
+            head = copy.deepcopy(head).to(device)
         return FieldTrajectory(head, self.sampler, self.noise.to(device), self.token_grid, self.tokens, self.dtype)
 
     def tiles(

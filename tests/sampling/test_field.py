@@ -68,6 +68,12 @@ def test_one_picture_of_the_batch_decodes_as_in_it(net):
         field.picture(2)
 
 
+def test_moving_the_field_leaves_the_network_where_it_is(net):
+    _, field = record(net)
+    assert next(field.to('meta').head.parameters()).is_meta
+    assert not next(net.head.parameters()).is_meta
+
+
 def test_sizes_agree_where_their_pixels_share_a_centre(net):
     _, field = record(net)
     # Noise and coordinates are the same there, so the picture is one function of the plane.
