@@ -2,8 +2,8 @@
 """Compare ways of drawing larger than trained: the paper's, a finer field, several densities, more tokens.
 
 prepare: photographs to training and held-out squares. compare: two checkpoints, trained at one and at several
-densities, against real larger originals. sheets: the same two, side by side from 1x to 8x. native: more tokens against
-the trained grid and a finer field. docs/resolution.md has the commands.
+densities, against real larger originals. sheets: any checkpoints, side by side from 1x to 8x. native: more tokens
+against the trained grid and a finer field. docs/resolution.md has the commands.
 """
 
 import argparse
@@ -23,14 +23,15 @@ def parse_args() -> argparse.Namespace:
     prepare.set_defaults(run=run_prepare)
 
     compare = commands.add_parser('compare', help='measure against originals')
-    sheets = commands.add_parser('sheets', help='draw contact sheets')
-    for command in (compare, sheets):
-        command.add_argument('single', help='checkpoint trained at one density')
-        command.add_argument('multi', help='checkpoint trained at several densities')
+    compare.add_argument('single', help='checkpoint trained at one density')
+    compare.add_argument('multi', help='checkpoint trained at several densities')
     compare.add_argument('--data', default='digits', help="'digits', or a folder of held-out photographs (digits)")
     compare.add_argument('--num', type=int, default=48, help='held-out pictures to measure on (48)')
     compare.add_argument('--samples', type=int, default=16, help='pictures to sample for seams and detail (16)')
     compare.set_defaults(run=run_compare)
+    sheets = commands.add_parser('sheets', help="draw contact sheets: bicubic, the paper's way and the field")
+    sheets.add_argument('checkpoints', nargs='+', help='all of one size')
+    sheets.add_argument('--names', nargs='+', help='what to call them (one density, several densities)')
     sheets.add_argument('--num', type=int, default=2, help='pictures, one sheet each (2)')
     sheets.set_defaults(run=run_sheets)
 
@@ -103,9 +104,14 @@ def run_sheets(args: argparse.Namespace) -> None:
     import torch
     from resolution_sheets import draw_sheets
 
-    (single, *_), (multi, sampler, size) = load(args.single), load(args.multi)
+    names = args.names or ['one density', 'several densities'][-len(args.checkpoints) :]
+    if len(names) != len(args.checkpoints):
+        raise ValueError(f'{len(args.checkpoints)} checkpoints and {len(names)} names; give one of --names for each')
+    loaded = [load(path) for path in args.checkpoints]
+    (_, sampler, size), *_ = loaded
     torch.manual_seed(args.seed)
-    draw_sheets(single, multi, sampler, size, args.num, args.seed, args.out)
+    networks = {name: net for name, (net, *_) in zip(names, loaded, strict=True)}
+    draw_sheets(networks, sampler, size, args.num, args.seed, args.out)
 
 
 def run_native(args: argparse.Namespace) -> None:

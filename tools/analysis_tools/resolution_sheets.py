@@ -15,12 +15,12 @@ SCALES = (1, 2, 4, 8)
 GAP, TITLE = 4, 18
 
 
-def draw_sheets(single, multi, sampler, base_size: int, num: int, seed: int, out: Path) -> None:
-    """Write ``sheet_N.png`` for each of ``num`` pictures: a row for each way and network, a column for each scale."""
+def draw_sheets(networks: dict, sampler, base_size: int, num: int, seed: int, out: Path) -> None:
+    """Write ``sheet_N.png`` for each of ``num`` pictures: a row for each network and way, a column for each scale."""
     noise = draw_noise(picture_generators(range(seed, seed + num)), (3, base_size, base_size))
-    labels, null = torch.arange(num) % single.num_classes, torch.tensor([single.num_classes])
     rows = {}
-    for name, net in (('one density', single), ('several densities', multi)):
+    for name, net in networks.items():
+        labels, null = torch.arange(num) % net.num_classes, torch.tensor([net.num_classes])
         image, field = sampler.sample(net, noise, labels, null, record_field=True)
         fine = SCALES[1:]
         rows[f'{name}: bicubic'] = [image, *(upsample(image, scale) for scale in fine)]
