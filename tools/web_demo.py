@@ -170,7 +170,8 @@ def build_app(studio: Studio):
         settings = [what, negative, height, width, steps, order, guidance, seed]
         button.click(draw, settings, [picture, gif, field, center, view, factor])
         for slider in (factor, grain):
-            slider.release(look, [field, factor, center, grain], view)
+            # Dragged, or typed beside it; of what is asked for while one view is decoded, the last.
+            slider.input(look, [field, factor, center, grain], view, trigger_mode='always_last')
         picture.select(point, [field, factor, grain], [center, view])
     return app
 
