@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pixnerd_plugin.cli import hide_broken_torchvision, one_line_errors
+from pixnerd_plugin.cli import one_line_errors
 from pixnerd_plugin.models.conditioners import Qwen3TextEncoder
 
 PROMPTS = [
@@ -128,7 +128,6 @@ def main() -> None:
     parser.add_argument('--prompt', action='append', default=[], help='a further prompt, may be repeated')
     args = parser.parse_args()
 
-    hide_broken_torchvision()  # which transformers would fail on
     prompts = PROMPTS + args.prompt
     encoder = Qwen3TextEncoder(args.folder, args.max_length, args.dtype).to(args.device)
     embeds = describe(encoder, prompts)
