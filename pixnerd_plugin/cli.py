@@ -56,6 +56,15 @@ def parse_region(text: str) -> tuple[int, int, int, int]:
     return int(match[1]), int(match[2]), int(match[3]), int(match[4])
 
 
+def memory(*fields: str) -> list[float] | None:
+    """MiB that Linux counts for this process under each name (VmRSS, VmHWM, RssAnon, ...); None elsewhere."""
+    status = Path('/proc/self/status')
+    if not status.exists():
+        return None
+    counted = dict(line.split(':', 1) for line in status.read_text().splitlines())
+    return [int(counted[name].split()[0]) / 1024 for name in fields]
+
+
 def load_config(path: str, options: Mapping[str, Any] | None = None) -> Any:
     """Read a config file and merge ``options`` (dotted names to values) into it.
 

@@ -1,6 +1,10 @@
-"""Text to image from a folder of captioned pictures, as mm_configs/pixnerd_t2i_tiny.py does it."""
+"""Text to image from captioned pictures, as mm_configs/pixnerd_t2i_tiny.py does it: from a folder, and from shards."""
+
+import io
+import tarfile
 
 import numpy as np
+import pytest
 import torch
 from mmengine.runner import Runner
 from PIL import Image
@@ -8,28 +12,53 @@ from PIL import Image
 import pixnerd_plugin.training  # noqa: F401
 from pixnerd_plugin import load_backbone
 from pixnerd_plugin.cli import load_config
+from pixnerd_plugin.datasets.shard_scan import scan_shard
+from pixnerd_plugin.datasets.shards import Shard, write_shard_index
+from pixnerd_plugin.datasets.text_embeddings import TextEmbeddingStore
 from pixnerd_plugin.models.conditioners import Qwen3TextEncoder
 from tests.training import DATA, ROOT
 
+CAPTIONS = {'red': 'a red square\nrouge', 'green': '緑', 'blue': 'a blue square 🟦', 'nothing': None}
 
-def test_a_folder_of_captioned_pictures_trains(tmp_path):
+
+def write_folder(folder):
     rng = np.random.default_rng(0)
-    captions = {'red': 'a red square\nrouge', 'green': '緑', 'blue': 'a blue square 🟦', 'nothing': None}
-    (tmp_path / 'pictures').mkdir()
-    for name, caption in captions.items():
-        Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(tmp_path / 'pictures' / f'{name}.png')
+    folder.mkdir()
+    for name, caption in CAPTIONS.items():
+        Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(folder / f'{name}.png')
         if caption:
-            (tmp_path / 'pictures' / f'{name}.txt').write_text(caption, encoding='utf-8')
+            (folder / f'{name}.txt').write_text(caption, encoding='utf-8')
+    return folder
+
+
+def write_shard(folder, pictures):
+    folder.mkdir()
+    with tarfile.open(folder / '0.tar', 'w') as tar:
+        for path in sorted(pictures.iterdir()):
+            member = tarfile.TarInfo(path.name)
+            member.size = path.stat().st_size
+            tar.addfile(member, io.BytesIO(path.read_bytes()))
+    pairs, _ = scan_shard(str(folder / '0.tar'))
+    write_shard_index(str(folder / 'index'), [(Shard('0.tar', (folder / '0.tar').stat().st_size, len(pairs)), pairs)])
+    return folder
+
+
+def train(tmp_path, options):
     options = {
         'model.conditioner.model': str(DATA / 'qwen3_tiny'),
-        'train_dataloader.dataset.data_root': str(tmp_path / 'pictures'),
         'train_dataloader.batch_size': 2,
         'train_cfg.max_iters': 2,
+        **options,
     }
     config = load_config(ROOT / 'mm_configs/pixnerd_t2i_tiny.py', options)
-    config.work_dir, config.experiment_name = str(tmp_path / 'work'), 'test_text'
-    Runner.from_cfg(config).train()
+    config.work_dir, config.experiment_name = str(tmp_path / 'work'), tmp_path.name
+    runner = Runner.from_cfg(config)
+    runner.train()
+    return runner
 
+
+def test_a_folder_of_captioned_pictures_trains(tmp_path):
+    train(tmp_path, {'train_dataloader.dataset.data_root': str(write_folder(tmp_path / 'pictures'))})
     net = load_backbone(tmp_path / 'work/iter_2.pth')
     assert net.text_dim == 40
     prompts = Qwen3TextEncoder(DATA / 'qwen3_tiny', net.text_length, 'float32')(['a red square', '緑'])
@@ -37,3 +66,32 @@ def test_a_folder_of_captioned_pictures_trains(tmp_path):
         # After two steps the velocity is hardly above zero; what the head reads must depend on the prompt.
         _, s = net(torch.zeros(2, 3, 32, 32), torch.zeros(2), prompts, return_tokens=True)
     assert not torch.allclose(s[0], s[1])
+
+
+@pytest.mark.parametrize('complete', [True, False])
+def test_shards_with_precomputed_embeddings_train_without_the_encoder(tmp_path, complete):
+    shards = write_shard(tmp_path / 'shards', write_folder(tmp_path / 'pictures'))
+    encoder = Qwen3TextEncoder(DATA / 'qwen3_tiny', 32, 'float32')
+    captions = ['', *(line for caption in CAPTIONS.values() if caption for line in caption.split('\n'))]
+    captions = captions if complete else ['']
+    settings = {'model': 'qwen3_tiny', 'max_length': '32', 'dtype': 'float32'}
+    TextEmbeddingStore(tmp_path / 'text').write('part', captions, encoder(captions), settings)
+    pipeline = [
+        dict(type='LoadRGB'),
+        dict(type='ResizeCenterCrop', size=32),
+        dict(type='RandomCaption'),
+        dict(type='LoadTextEmbedding', folder=str(tmp_path / 'text')),
+        dict(type='PackInputs'),
+    ]
+    dataset = dict(type='ShardDataset', data_root=str(shards), index=str(shards / 'index'), pipeline=pipeline)
+    options = {
+        'train_dataloader.dataset': dataset,
+        'train_dataloader.sampler.shards_per_block': 16,
+        'model.conditioner.precomputed': str(tmp_path / 'text'),
+        'custom_hooks': [],
+    }
+    if complete:
+        assert train(tmp_path, options).model.conditioner.encoder._module is None
+    else:
+        with pytest.raises(ValueError, match='precompute_text'):
+            train(tmp_path, options)

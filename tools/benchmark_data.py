@@ -3,8 +3,8 @@
 
 Throughput is one process with one thread, JPEG to cropped tensor, files in the page cache, per second of processor
 time, so that other processes do not count. Memory is that of a fresh
-process that opens a synthetic index and looks up random pairs through the sampler: private (it adds up over ranks and
-workers) and file-backed (one copy for all).
+process that opens a synthetic index and looks up random pairs through the sampler: private (it adds up over ranks; the
+tallies of damaged pictures, which a rank shares with its workers, are in it) and file-backed (one copy for all).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import torch
 from PIL import Image, ImageFilter
 from tqdm import tqdm
 
+from pixnerd_plugin.cli import memory
 from pixnerd_plugin.datasets import CaptionFolder, PictureDataset, ResumableSampler, ShardDataset
 from pixnerd_plugin.datasets.image_folder import list_pictures
 from pixnerd_plugin.datasets.shard_scan import scan_shard
@@ -93,15 +94,9 @@ def throughput(folder: str | None, count: int) -> None:
             )
 
 
-def resident() -> dict[str, float]:
-    """MiB of this process that are private and file-backed."""
-    fields = dict(line.split(':') for line in Path('/proc/self/status').read_text().splitlines())
-    return {key: int(fields[key].split()[0]) / 1024 for key in ('RssAnon', 'RssFile')}
-
-
 def open_and_look_up(root: str, count: int) -> tuple[float, float, float]:
     """Return the seconds until the first pair, and the MiB of private and of file-backed memory that were added."""
-    before = resident()
+    before = memory_kinds()
     start = time.perf_counter()
     dataset = ShardDataset(data_root=root, index=f'{root}/{count}')
     visits = iter(ResumableSampler(dataset, shards_per_block=16))
@@ -109,11 +104,17 @@ def open_and_look_up(root: str, count: int) -> tuple[float, float, float]:
     seconds = time.perf_counter() - start
     for visit in islice(visits, LOOKUPS):
         dataset.describe(visit)
-    after = resident()
-    return seconds, after['RssAnon'] - before['RssAnon'], after['RssFile'] - before['RssFile']
+    private, backed = (after - earlier for after, earlier in zip(memory_kinds(), before, strict=True))
+    return seconds, private, backed
 
 
-def memory(most: int) -> None:
+def memory_kinds() -> tuple[float, float]:
+    """MiB of this process that are its own (what it shares with its workers only, too), and file-backed."""
+    anonymous, shared, backed = memory('RssAnon', 'RssShmem', 'RssFile')
+    return anonymous + shared, backed
+
+
+def measure_memory(most: int) -> None:
     print('     pairs   index MiB   start s   private MiB   file-backed MiB')
     with tempfile.TemporaryDirectory() as root:
         for number in range(SHARDS):
@@ -147,7 +148,7 @@ def main() -> None:
         if args.what in ('throughput', 'all'):
             throughput(args.data, args.count)
         if args.what in ('memory', 'all'):
-            memory(args.pairs)
+            measure_memory(args.pairs)
     except (OSError, ValueError) as error:
         sys.exit(f'error: {error}')
 

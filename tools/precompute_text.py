@@ -2,8 +2,8 @@
 """Encode captions ahead of training, so that training need not run the text encoder.
 
 INPUT is a folder of captioned pictures, as the dataset CaptionFolder takes it (a .txt or .json beside each, which may
-hold several captions), or one text file with a prompt per line. The folder OUT gets safetensors shards for the
-transform LoadTextEmbedding.
+hold several captions), a folder of tar shards with --index, or one text file with a prompt per line. The folder OUT
+gets safetensors shards for the transform LoadTextEmbedding.
 
 Run it again to go on after an interruption or after adding captions: what is there already is kept. To share the work,
 start it under torchrun, or once per machine with --num-shards and --shard; every process writes its own files.
@@ -15,6 +15,7 @@ import argparse
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -22,6 +23,7 @@ from tqdm import tqdm
 from pixnerd_plugin.cli import one_line_errors
 from pixnerd_plugin.datasets.captions import parse_captions
 from pixnerd_plugin.datasets.image_folder import CaptionFolder
+from pixnerd_plugin.datasets.shards import ShardDataset
 from pixnerd_plugin.datasets.text_embeddings import TextEmbeddingStore, caption_key
 from pixnerd_plugin.models.conditioners import Qwen3TextEncoder
 
@@ -30,6 +32,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('input', type=Path, metavar='INPUT', help='folder of captioned pictures, or file of prompts')
     parser.add_argument('out', type=Path, metavar='OUT', help='folder for the shards')
+    parser.add_argument('--index', metavar='FILE', help='index of the tar shards in INPUT (tools/build_shard_index.py)')
     parser.add_argument('--model', required=True, help='folder (or cached hub id) of the text encoder, Qwen3-1.7B')
     parser.add_argument('--caption-key', default='caption', help='field of .json captions (default: %(default)s)')
     parser.add_argument('--max-length', type=int, default=128, help='tokens per caption (default: %(default)s)')
@@ -47,12 +50,16 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def read_captions(source: Path, caption_key: str) -> Iterator[str]:
+def read_captions(source: Path, index: str | None, caption_key: str) -> Iterator[str]:
     """All captions of ``source``, in its order; an empty one for a picture whose caption is missing or unreadable."""
     if source.is_dir():
-        pictures = CaptionFolder(str(source), caption_key=caption_key)
-        for index in tqdm(range(len(pictures)), 'reading captions', unit='picture', disable=None):
-            yield from pictures.get_data_info(index)['captions']
+        pictures: Any = (
+            ShardDataset(str(source), index, caption_key=caption_key)
+            if index
+            else CaptionFolder(str(source), caption_key=caption_key)
+        )
+        for number in tqdm(range(len(pictures)), 'reading captions', unit='picture', disable=None):
+            yield from pictures.captions(number)
         print(f'{source}: {pictures.num_uncaptioned} of {len(pictures)} pictures without a caption')
     elif source.is_file():
         try:
@@ -75,7 +82,7 @@ def main() -> None:
 
     # The empty caption is that of pictures without one. A caption belongs to the process that its digest names, so that
     # a repeated one is encoded once.
-    captions = dict.fromkeys(['', *read_captions(args.input, args.caption_key)])
+    captions = dict.fromkeys(['', *read_captions(args.input, args.index, args.caption_key)])
     own = [text for text in captions if int.from_bytes(caption_key(text), 'big') % args.num_shards == args.shard]
 
     args.out.mkdir(parents=True, exist_ok=True)

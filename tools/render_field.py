@@ -30,7 +30,7 @@ def main(args: argparse.Namespace) -> None:
     import torch
     from tqdm import tqdm
 
-    from pixnerd_plugin.cli import parse_region, parse_size
+    from pixnerd_plugin.cli import memory, parse_region, parse_size
     from pixnerd_plugin.images import to_uint8
     from pixnerd_plugin.sampling import FieldTrajectory
 
@@ -55,7 +55,8 @@ def main(args: argparse.Namespace) -> None:
         write_tiff(args.out, tiles(), height, width, args.tile, parameters)
     else:
         write_png(args.out, tiles(), height, width, parameters)
-    print(f'{height}x{width} pixels in {args.out}')
+    peak = memory('VmHWM')
+    print(f'{height}x{width} pixels in {args.out}' + (f'; memory at its peak: {peak[0]:.0f} MiB' if peak else ''))
 
 
 def check_out(path: Path, height: int, width: int) -> bool:

@@ -2,14 +2,17 @@
 """Sample pictures from a checkpoint: classes by number or name, or prompts, at any size."""
 
 import argparse
+import hashlib
 import json
 import re
 from pathlib import Path
 
+DECODED = '_decoded'
+
 
 def size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r'(\d+)x(\d+)', text)
-    if not match or '0' in match.groups():
+    if not match or 0 in map(int, match.groups()):
         raise argparse.ArgumentTypeError(f'{text!r} is not HEIGHTxWIDTH, such as 512x768')
     return int(match[1]), int(match[2])
 
@@ -82,7 +85,7 @@ def main(args: argparse.Namespace) -> None:
 
     check(args)
     net = load_backbone(args.checkpoint, args.weights)
-    metadata = read_checkpoint(args.checkpoint, args.weights).metadata
+    metadata, weights = read_checkpoint(args.checkpoint, args.weights).metadata, digest(net)
     if args.lora:
         from pixnerd_plugin.models.lora import apply_lora
 
@@ -94,8 +97,8 @@ def main(args: argparse.Namespace) -> None:
     sampler = make_sampler(args, net, metadata)
     height, width = picture_size(args, net, metadata)
 
-    jobs = make_jobs(args, sampler, (height, width))
-    todo = [job for job in jobs if not (args.prompts and is_done(job))]
+    jobs = make_jobs(args, sampler, (height, width), weights)
+    todo = [job for job in jobs if not (args.prompts and is_done(job, args))]
     if len(todo) < len(jobs):
         print(f'{len(jobs) - len(todo)} of {len(jobs)} pictures are there already')
     null = conditioner([args.negative]) if args.negative else conditioner.null(1)
@@ -123,17 +126,20 @@ def main(args: argparse.Namespace) -> None:
                 generators=generators,
             )
             images, field = result if isinstance(result, tuple) else (result, None)
-            save(batch, to_uint8(require_finite(images, args.checkpoint)), args)
+            require_finite(images, args.checkpoint)
             if args.save_field:
                 field.save(batch[0]['path'].with_suffix('.safetensors'))
             if args.decode:
                 decoded = field.decode(args.decode, args.region, grain=args.grain, seed=args.seed)
-                save(batch, to_uint8(decoded), args, suffix='_decoded')
-            pictures.extend(to_uint8(images))
+                save(batch, to_uint8(decoded), suffix=DECODED)
+            # The picture last: where it is, the rest is too, for those who resume.
+            save(batch, to_uint8(images))
+            if args.grid:
+                pictures.extend(to_uint8(images))
             frames.append([to_uint8(step) for step in steps] if args.gif else [])
     if args.grid and pictures:
         save_png(args.out / 'grid.png', image_grid(stack(pictures), args.num if args.num > 1 else None))
-    if args.gif and pictures:
+    if args.gif and todo:
         save_gif(args.out / 'trajectory.gif', frames, args.num if args.num > 1 else None)
     print(f'{len(todo)} pictures of {height}x{width} in {args.out}')
 
@@ -206,15 +212,9 @@ def picture_size(args, net, metadata) -> tuple[int, int]:
     return trained, trained
 
 
-def make_jobs(args, sampler, shape: tuple[int, int]) -> list[dict]:
+def make_jobs(args, sampler, shape: tuple[int, int], weights: str) -> list[dict]:
     """One picture each: condition, seed, file, and the parameters that go into it."""
-    if args.prompts:
-        lines = Path(args.prompts).read_text(encoding='utf-8').splitlines()
-        conditions = [line.strip() for line in lines if line.strip()]
-        if not conditions:
-            raise ValueError(f'--prompts {args.prompts}: the file has no prompts; write one a line')
-    else:
-        conditions = args.class_label or args.prompt
+    conditions = read_prompts(args.prompts) if args.prompts else args.class_label or args.prompt
     jobs = []
     for index, condition in enumerate(conditions):
         name = f'{index:05d}' if net_is_text(args) else re.sub(r'\W+', '_', condition)
@@ -225,41 +225,73 @@ def make_jobs(args, sampler, shape: tuple[int, int]) -> list[dict]:
                 size=list(shape),
                 sampler=sampler.config(),
                 checkpoint=Path(args.checkpoint).name,
-                weights=args.weights,
+                weights=f'{args.weights} {weights}',
             )
-            optional = dict(negative=args.negative, token_grid=args.token_grid, lora=args.lora)
+            optional = dict(
+                negative=args.negative,
+                token_grid=args.token_grid,
+                lora=args.lora,
+                decode=args.decode,
+                region=args.region,
+                grain=args.grain,
+            )
             parameters |= {key: value for key, value in optional.items() if value}
             path = args.out / f'{name}_seed{seed}.png'
             jobs.append(dict(condition=condition, seed=seed, path=path, parameters=json.dumps(parameters)))
     return jobs
 
 
+def read_prompts(path: str) -> list[str]:
+    """The lines of a UTF-8 file that are not blank."""
+    try:
+        lines = Path(path).read_text(encoding='utf-8-sig').split('\n')
+    except UnicodeDecodeError as error:
+        raise ValueError(f'--prompts {path}: byte {error.start} is not UTF-8; save the file as UTF-8') from None
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise ValueError(f'--prompts {path}: the file has no prompts; write one a line')
+    return prompts
+
+
+def digest(net) -> str:
+    """Eight hexadecimal digits of a number from each tensor: another training step, or another model, has others."""
+    import torch
+
+    values = torch.stack([parameter.detach().flatten()[0].float() for parameter in net.parameters()])
+    return hashlib.sha256(values.cpu().numpy().tobytes()).hexdigest()[:8]
+
+
 def net_is_text(args) -> bool:
     return not args.class_label
 
 
-def is_done(job: dict) -> bool:
-    """Whether the picture is there, drawn with the same parameters."""
+def is_done(job: dict, args: argparse.Namespace) -> bool:
+    """Whether the picture is there, drawn with the same parameters, and its decoding if one is wanted."""
     from PIL import Image
 
-    if not job['path'].is_file():
+    if args.decode and not with_suffix(job['path'], DECODED).is_file():
         return False
-    with Image.open(job['path']) as image:
-        return image.info.get('pixnerd') == job['parameters']
+    try:
+        with Image.open(job['path']) as image:
+            return image.info.get('pixnerd') == job['parameters']
+    except OSError:
+        return False
 
 
-def require_finite(images, checkpoint: str):
+def require_finite(images, checkpoint: str) -> None:
     if not images.isfinite().all():
         raise ValueError(f'{checkpoint}: the network gave NaN or infinity; try --dtype float32 or a lower --guidance')
-    return images
 
 
-def save(jobs: list[dict], images, args: argparse.Namespace, suffix: str = '') -> None:
+def with_suffix(path: Path, suffix: str) -> Path:
+    return path.with_stem(path.stem + suffix)
+
+
+def save(jobs: list[dict], images, suffix: str = '') -> None:
     from pixnerd_plugin.images import save_png
 
     for job, image in zip(jobs, images, strict=True):
-        path = job['path'].with_stem(job['path'].stem + suffix)
-        save_png(path, image, dict(pixnerd=job['parameters']))
+        save_png(with_suffix(job['path'], suffix), image, dict(pixnerd=job['parameters']))
 
 
 def stack(pictures: list):

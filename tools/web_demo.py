@@ -6,7 +6,7 @@ import base64
 import io
 import os
 
-VIEW = 256  # pixels of the longer side of what is shown
+VIEW = 256  # pixels of the longer side of what is shown, at least
 MAX_ZOOM = 64
 
 
@@ -87,8 +87,8 @@ def zoom(field, factor: float, center: tuple[float, float], grain: float):
 
 
 def window(base: tuple[int, int], factor: float, center: tuple[float, float]):
-    """The size of the whole picture and the region of it that shows that window in ``VIEW`` pixels."""
-    scale = factor * VIEW / max(base)
+    """The size of the whole picture and the region of it that shows that window, as large as sampled or ``VIEW``."""
+    scale = factor * max(1, VIEW / max(base))
     size = tuple(max(1, round(side * scale)) for side in base)
     shown = tuple(max(1, round(side / factor)) for side in size)
     start = [
@@ -170,7 +170,8 @@ def build_app(studio: Studio):
         settings = [what, negative, height, width, steps, order, guidance, seed]
         button.click(draw, settings, [picture, gif, field, center, view, factor])
         for slider in (factor, grain):
-            slider.release(look, [field, factor, center, grain], view)
+            # Dragged, or typed beside it; of what is asked for while one view is decoded, the last.
+            slider.input(look, [field, factor, center, grain], view, trigger_mode='always_last')
         picture.select(point, [field, factor, grain], [center, view])
     return app
 

@@ -83,6 +83,17 @@ def is_part(value: Any, kind: type) -> bool:
     return isinstance(part, type) and issubclass(part, kind) and all(map(is_plain, value.values()))
 
 
+def is_sampling(value: Any) -> bool:
+    """Whether a value is the registry dict of one of our samplers that builds, of a moderate number of steps."""
+    if not is_part(value, FlowSampler) or not 1 <= _number(value.get('num_steps', 1)) <= 10_000:
+        return False
+    try:
+        MODELS.build(dict(value))
+    except (TypeError, ValueError, ZeroDivisionError):
+        return False
+    return True
+
+
 def variant_of(architecture: Mapping[str, Any]) -> str:
     """The published variant of this size, or ``'custom'``."""
     head = architecture['head']
@@ -94,16 +105,6 @@ def variant_of(architecture: Mapping[str, Any]) -> str:
 def default_sampling(architecture: Mapping[str, Any]) -> dict[str, Any]:
     """The published sampler of the class or text networks, as a registry dict."""
     return dict(_TEXT_SAMPLING if 'text_dim' in architecture else _CLASS_SAMPLING)
-
-
-def _is_sampling(value: Any) -> bool:
-    if not is_part(value, FlowSampler) or not 1 <= _number(value.get('num_steps', 1)) <= 10_000:
-        return False
-    try:
-        MODELS.build(dict(value))
-    except (TypeError, ValueError, ZeroDivisionError):
-        return False
-    return True
 
 
 def _number(value: Any) -> float:
@@ -123,7 +124,7 @@ _CHECKS = {
     'weights': lambda value: value in ('ema', 'raw', 'both'),
     'variant': lambda value: isinstance(value, str),
     'resolution': lambda value: type(value) is int and 0 < value <= 2**16,
-    'sampling': _is_sampling,
+    'sampling': is_sampling,
     'class_names': _is_names,
     'lora': _is_lora,
     'source': lambda value: isinstance(value, dict),

@@ -113,6 +113,10 @@ class CaptionFolder(CaptionedDataset):
         self.fingerprint = digest(path[len(self.data_root) :] for path in found)
         return [dict(img_path=path, caption_path=caption) for path, caption in found.items()]
 
+    def captions(self, index: int) -> list[str]:
+        """The captions of a picture, as in its sample."""
+        return self.get_data_info(index)['captions']
+
     def get_data_info(self, idx: int) -> dict[str, Any]:
         info = super().get_data_info(idx)
         return self.with_captions(info, lambda: _read_caption(info['caption_path']))

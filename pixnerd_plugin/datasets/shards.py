@@ -76,8 +76,10 @@ class ShardIndex:
                 raise ValueError(f'{path!r} is not a shard index, or is cut short; {rebuild} again')
             file.seek(footer_start)
             encoded = file.read(end - _TAIL - footer_start)
-        footer = json.loads(encoded)
-        self.shards = [Shard(*fields) for fields in footer['shards']]
+        try:
+            self.shards = [Shard(*fields) for fields in json.loads(encoded)['shards']]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f'{path!r} is a damaged shard index; {rebuild} again') from None
         num_pairs = sum(shard.num_pairs for shard in self.shards)
         if num_pairs == 0 or num_pairs * PAIR.itemsize != footer_start:
             raise ValueError(
@@ -167,18 +169,25 @@ class ShardDataset(CaptionedDataset):
         pair = self.index.pairs[index]
         return f'{self._reader.paths[pair["shard"]]}@{pair["image_offset"]}'
 
+    def captions(self, index: int) -> list[str]:
+        """The captions of a pair, without reading its picture; as in a sample, one empty one if there is none."""
+        return self._with_captions(index, {})['captions']
+
     def get_data_info(self, idx: int) -> dict[str, Any]:
         pair = self.index.pairs[idx]
-        shard = int(pair['shard'])
         try:
-            encoded = self._reader.read(shard, int(pair['image_offset']), int(pair['image_size']))
+            encoded = self._reader.read(int(pair['shard']), int(pair['image_offset']), int(pair['image_size']))
         except OSError as error:
             raise DamagedPicture(str(error)) from error
+        return self._with_captions(idx, dict(img_bytes=encoded))
 
-        def read_caption() -> tuple[bytes, str]:
+    def _with_captions(self, index: int, info: dict[str, Any]) -> dict[str, Any]:
+        pair = self.index.pairs[index]
+
+        def read() -> tuple[bytes, str]:
             if pair['caption_kind'] == 0:
                 raise ValueError('no readable .txt or .json in its shard')
-            caption = self._reader.read(shard, int(pair['caption_offset']), int(pair['caption_size']))
-            return caption, CAPTION_SUFFIXES[pair['caption_kind'] - 1]
+            encoded = self._reader.read(int(pair['shard']), int(pair['caption_offset']), int(pair['caption_size']))
+            return encoded, CAPTION_SUFFIXES[pair['caption_kind'] - 1]
 
-        return self.with_captions(dict(sample_idx=idx, img_path=self.describe(idx), img_bytes=encoded), read_caption)
+        return self.with_captions(dict(info, sample_idx=index, img_path=self.describe(index)), read)

@@ -59,7 +59,7 @@ class TextEmbeddingStore:
         """The embedding of ``caption``, shape (max_length, dim)."""
         index = self._find(caption)
         if index is None:
-            raise LookupError(f'{self.folder} has no embedding of {caption!r}: run tools/precompute_text.py again')
+            raise ValueError(f'{self.folder} has no embedding of {caption!r}: run tools/precompute_text.py again')
         shard = int(np.searchsorted(self._starts, index, side='right')) - 1
         row = index - int(self._starts[shard])
         with safe_open(self.shards[shard], 'pt') as file:

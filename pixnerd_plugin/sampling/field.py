@@ -6,26 +6,21 @@ coordinates and on its own noisy value only. Replaying the solver on other pixel
 
 from __future__ import annotations
 
-import json
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ..atomic import atomic_path
 from ..models.heads.coordinates import pixel_positions
 from ..models.heads.patches import from_patches, to_patches
-from ..registry import MODELS
 from .noise import continuous_noise, grain_noise
 
 Region = tuple[int, int, int, int]
 """``(top, left, bottom, right)`` in pixels of the whole picture, bottom and right exclusive."""
 
-METADATA_KEY = 'pixnerd_field'
 CHUNK = 2**17
 
 
@@ -141,7 +136,10 @@ class FieldTrajectory:
 
     def to(self, device: torch.device | str) -> FieldTrajectory:
         """The trajectory with its head and noise on ``device``; the patch vectors follow as they are used."""
-        head = self.head.to(device)
+        head = self.head
+        if next(head.parameters()).device != torch.device(device):
+            # A copy: the network that was sampled still holds the head.
+            head = copy.deepcopy(head).to(device)
         return FieldTrajectory(head, self.sampler, self.noise.to(device), self.token_grid, self.tokens, self.dtype)
 
     def tiles(
@@ -215,50 +213,21 @@ class FieldTrajectory:
 
     def save(self, path: str | Path) -> None:
         """Write the trajectory, head included, to a safetensors file; whole or not at all."""
-        tensors = {f'tokens.{i:05d}': s.contiguous() for i, s in enumerate(self.tokens)}
-        tensors |= {f'head.{name}': tensor.contiguous() for name, tensor in self.head.state_dict().items()}
-        description = dict(
-            head=self.head.architecture(),
-            sampler=self.sampler.config(),
-            token_grid=self.token_grid,
-            dim=self.tokens[0].shape[-1],
-            patch_size=self.head.patch_size,
-        )
-        with atomic_path(path) as temporary:
-            save_file(dict(tensors, noise=self.noise.contiguous()), temporary, {METADATA_KEY: json.dumps(description)})
+        from .field_file import write_field
+
+        write_field(path, self)
 
     @classmethod
     def load(cls, path: str | Path) -> FieldTrajectory:
-        """Read a trajectory that :meth:`save` wrote.
+        """Read a trajectory that :meth:`save` wrote. Nothing that a stranger's file says is run.
 
         Raises:
             FileNotFoundError: if there is no such file.
             ValueError: if it is not a field trajectory, or damaged.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f'{path}: no such field trajectory')
-        try:
-            with safe_open(str(path), framework='pt') as file:
-                description = json.loads((file.metadata() or {}).get(METADATA_KEY, 'null'))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        except (SafetensorError, json.JSONDecodeError) as error:
-            raise ValueError(f'{path}: not a readable safetensors file ({error}); is it complete?') from None
-        if description is None:
-            raise ValueError(f'{path}: not a field trajectory; one is written by sampling with record_field=True')
-        weights = {n.removeprefix('head.'): t for n, t in tensors.items() if n.startswith('head.')}
-        in_channels = weights['proj.weight'].shape[0]
-        with torch.device('meta'):
-            head = MODELS.build(
-                {
-                    **description['head'],
-                    'in_channels': in_channels,
-                    **{k: description[k] for k in ('dim', 'patch_size')},
-                }
-            )
-        head.load_state_dict(weights, assign=True)
-        tokens = [tensors[name] for name in sorted(tensors) if name.startswith('tokens.')]
-        return cls(head, MODELS.build(description['sampler']), tensors['noise'], description['token_grid'], tokens)
+        from .field_file import read_field
+
+        return cls(**read_field(path))
 
 
 def _length(span: _Span) -> int:

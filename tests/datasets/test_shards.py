@@ -205,7 +205,9 @@ def test_what_is_no_tar_has_no_pairs(tmp_path, content):
 def test_a_cut_index_is_refused(shards, tmp_path):
     index = index_of(shards, tmp_path / 'index')
     content = index.read_bytes()
-    for damaged in (content[:-1], content[:50], b'', content[32:]):
+    footer = content.index(b'{"shards"')
+    unreadable = content[:footer] + b'?' + content[footer + 1 :]
+    for damaged in (content[:-1], content[:50], b'', content[32:], unreadable):
         index.write_bytes(damaged)
         with pytest.raises(ValueError, match=r'build it with tools/build_shard_index\.py again'):
             ShardIndex(str(index))

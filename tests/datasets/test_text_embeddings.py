@@ -32,7 +32,7 @@ def test_every_caption_finds_its_embedding(folder):
 def test_an_unknown_caption_is_named(folder):
     store = TextEmbeddingStore(folder)
     assert 'caption 9 9' not in store
-    with pytest.raises(LookupError, match='caption 9 9'):
+    with pytest.raises(ValueError, match='caption 9 9'):
         store['caption 9 9']
     assert '' not in TextEmbeddingStore(folder / 'nowhere')
 

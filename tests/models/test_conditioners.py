@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from pixnerd_plugin.datasets.text_embeddings import TextEmbeddingStore
 from pixnerd_plugin.models.conditioners import LabelConditioner, Qwen3TextEncoder
 from pixnerd_plugin.registry import MODELS
 
@@ -129,6 +130,22 @@ class TestQwen3TextEncoder:
             encoder.from_batch({'text_embeds': embeds[:, :3]})
         with pytest.raises(ValueError, match='no text'):
             encoder.from_batch({'label': torch.zeros(2)})
+
+    def test_precomputed_prompts_never_read_the_weights(self, encoder, tmp_path):
+        store = TextEmbeddingStore(tmp_path)
+        prompts = ['', 'a cat']
+        store.write('part', prompts, encoder(prompts), {'model': 'qwen3_tiny', 'max_length': '12', 'dtype': 'float32'})
+        other = Qwen3TextEncoder(FOLDER, 12, 'float32', precomputed=tmp_path)
+        assert torch.equal(other.from_batch({'text_embeds': encoder(['a cat'])}), encoder(['a cat']))
+        assert torch.equal(other.from_batch({'text': prompts}), encoder(prompts))
+        assert torch.equal(other.null(2), encoder.null(2))
+        assert other.encoder._module is None
+        # What was not precomputed still is encoded.
+        assert torch.equal(other(['a dog', '']), encoder(['a dog', '']))
+        with pytest.raises(ValueError, match=r"'max_length': '12'.*'max_length': '13'"):
+            Qwen3TextEncoder(FOLDER, 13, precomputed=tmp_path)
+        with pytest.raises(FileNotFoundError, match='precompute_text'):
+            Qwen3TextEncoder(FOLDER, 12, precomputed=tmp_path / 'nowhere')
 
     def test_it_is_frozen_and_outside_its_owner(self, encoder):
         owner = nn.Linear(2, 2)

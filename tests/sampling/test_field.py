@@ -1,5 +1,9 @@
+import json
+
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pixnerd_plugin.registry import MODELS
@@ -64,6 +68,12 @@ def test_one_picture_of_the_batch_decodes_as_in_it(net):
         field.picture(2)
 
 
+def test_moving_the_field_leaves_the_network_where_it_is(net):
+    _, field = record(net)
+    assert next(field.to('meta').head.parameters()).is_meta
+    assert not next(net.head.parameters()).is_meta
+
+
 def test_sizes_agree_where_their_pixels_share_a_centre(net):
     _, field = record(net)
     # Noise and coordinates are the same there, so the picture is one function of the plane.
@@ -98,6 +108,52 @@ def test_files_that_are_no_field_are_refused(tmp_path):
     broken.write_bytes(b'12345678901234567890')
     with pytest.raises(ValueError, match='broken'):
         FieldTrajectory.load(broken)
+
+
+def rewritten(net, path, change):
+    """A saved field whose description and tensors ``change`` has altered."""
+    record(net)[1].save(path)
+    with safe_open(str(path), 'pt') as file:
+        description = json.loads(file.metadata()['pixnerd_field'])
+    tensors = load_file(path)
+    description = change(description, tensors) or description
+    save_file(tensors, path, {'pixnerd_field': json.dumps(description)})
+    return path
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda d, t: [1], 'description'),
+        (lambda d, t: d.pop('head') and None, 'description'),
+        (lambda d, t: d['sampler'].update(num_steps=10**12), 'sampler='),
+        (lambda d, t: d['sampler'].update(unknown=1), 'sampler='),
+        (lambda d, t: d['head'].update(width=2**20), 'head does not fit'),
+        (lambda d, t: d.update(head=dict(type='LinearHead')), 'head does not fit|only a neural field'),
+        (lambda d, t: d.update(token_grid=[10**6, 3]), 'patch vectors are'),
+        (lambda d, t: d.update(token_grid='23'), 'token_grid'),
+        (lambda d, t: t.pop('noise') is None, 'noise'),
+        (lambda d, t: t.pop('tokens.00001') is None, '3 evaluations'),
+        (lambda d, t: t.update({'tokens.00001': torch.zeros(1, 2, 6, 7)}), 'patch vectors are'),
+        (lambda d, t: t.pop('head.proj.weight') is None, 'proj.weight'),
+    ],
+)
+def test_damaged_fields_are_refused_in_one_line(net, tmp_path, change, message):
+    path = rewritten(net, tmp_path / 'field.safetensors', change)
+    with pytest.raises(ValueError, match=message) as error:
+        FieldTrajectory.load(path)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('part', ['head', 'sampler'])
+def test_nothing_that_a_file_names_is_run(net, tmp_path, part):
+    # mmengine's registry imports what a dotted name points to, and builds it.
+    trap = tmp_path / 'trap'
+    bomb = dict(type='os.system', command=f'touch {trap}')
+    path = rewritten(net, tmp_path / 'field.safetensors', lambda d, t: d.update({part: bomb}))
+    with pytest.raises(ValueError, match=f'{part}='):
+        FieldTrajectory.load(path)
+    assert not trap.exists()
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,19 @@ TOOL = ROOT / 'tools/analysis_tools/field_resolution.py'
 
 @pytest.fixture
 def run(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(TOOL.parent)
+
     def run_tool(*arguments):
         monkeypatch.setattr(sys, 'argv', [TOOL.name, *map(str, arguments)])
         runpy.run_path(str(TOOL), run_name='__main__')
         return capsys.readouterr().out
 
     return run_tool
+
+
+@pytest.fixture(scope='module')
+def net(tmp_path_factory):
+    return save(tmp_path_factory.mktemp('net') / 'net.safetensors')
 
 
 def save(path):
@@ -36,16 +43,36 @@ def save(path):
     return path
 
 
-def test_comparing_prints_numbers_and_draws(run, tmp_path):
-    net = save(tmp_path / 'net.safetensors')
-    printed = run('compare', net, net, '--num', 4, '--samples', 2, '--out', tmp_path / 'out')
-    rows = [line.split('|')[1:-1] for line in printed.splitlines() if line.startswith('| 4x |')]
-    psnr = {(row[1].strip(), row[2].strip()): [float(value) for value in row[3:]] for row in rows if len(row) == 7}
+def test_comparing_prints_numbers(run, net):
+    printed = run('compare', net, net, '--num', 4, '--samples', 2)
+    rows = [
+        [cell.strip() for cell in line.split('|')[1:-1]] for line in printed.splitlines() if line.startswith('| 4x')
+    ]
+    psnr = {(row[1], row[2]): [float(value) for value in row[3:]] for row in rows if len(row) == 7}
     # Both networks are the same one here, and their velocity is zero.
     fine = [values for (start, method), values in psnr.items() if start == 'bicubic' and 'finer' in method]
     assert fine[0] == fine[1]
     assert all(np.diff(fine[0]) > 0)
-    assert {path.name for path in (tmp_path / 'out').iterdir()} == {'ways.png', 'sizes.png'}
+    looks = {row[1]: [float(value) for value in row[2:]] for row in rows if len(row) == 4}
+    assert len(looks) == 7
+    assert looks['the originals'][1] == 1
+    # Independent noise in every pixel is rougher than the same noise enlarged.
+    assert looks["the paper's way, one density"][1] > looks['bicubic, one density'][1]
+
+
+def test_sheets_show_every_way_at_every_size(run, net, tmp_path):
+    printed = run('sheets', net, net, '--num', 2, '--out', tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {'sheet_0.png', 'sheet_1.png'}
+    assert printed.count('figure: ') == 2
+    with Image.open(tmp_path / 'sheet_0.png') as sheet:
+        assert sheet.size == (4 * 64 + 3 * 4, 6 * (64 + 18))
+
+
+def test_native_sizes_are_drawn_beside_the_fixed_grid(run, net, tmp_path):
+    printed = run('native', net, '--sizes', '16x16', '8x16', '--num', 2, '--shown', 1, '--out', tmp_path)
+    rows = [[cell.strip() for cell in line.split('|')[1:3]] for line in printed.splitlines()[2:] if line[0] == '|']
+    assert rows == [['8x8', '2x2'], ['16x16', '4x4'], ['16x16', '2x2'], ['8x16', '2x4'], ['8x16', '2x2']]
+    assert (tmp_path / 'native.png').is_file()
 
 
 def test_preparing_keeps_large_enough_pictures_as_squares(run, tmp_path):

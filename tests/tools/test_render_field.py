@@ -46,8 +46,9 @@ def expected(field, picture=0, **options):
     return to_uint8(FieldTrajectory.load(field).picture(picture).decode(**options))[0].astype(int)
 
 
-def test_a_png_holds_the_decoded_picture(field, render, tmp_path):
+def test_a_png_holds_the_decoded_picture(field, render, tmp_path, capsys):
     assert render(tmp_path / 'a.png', '--size', '40x50', '--tile', 16, '--picture', 1) is None
+    assert re.search(r'40x50 pixels in .*a\.png; memory at its peak: \d+ MiB', capsys.readouterr().out)
     pixels = np.asarray(Image.open(tmp_path / 'a.png')).astype(int)
     assert np.abs(pixels - expected(field, 1, size=(40, 50))).max() <= 1
 

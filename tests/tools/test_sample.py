@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from pixnerd_plugin.registry import MODELS
 from tests.training import ROOT
@@ -103,7 +104,28 @@ def test_prompts_from_a_file_are_resumed(sample, texts, tmp_path):
     _, printed = sample(*arguments, '--size', '8x12', '--negative', 'blurred')
     assert '2 of 3 pictures are there already' in printed
     assert (out / '00000_seed0.png').stat().st_mtime_ns == kept
+    # Nothing is kept that was cut short, lacks what is now asked for, or is of other weights under the same name.
+    (out / '00002_seed0.png').write_bytes(b'')
+    _, printed = sample(*arguments, '--size', '8x12', '--negative', 'blurred', '--decode', '16x16')
+    assert 'already' not in printed
+    assert pixels(out / '00002_seed0_decoded.png').shape == (16, 16, 3)
     assert (out / '00001_seed0.png').is_file()
+    other = {name: tensor + 0.1 for name, tensor in load_file(texts).items()}
+    with safe_open(str(texts), 'pt') as file:
+        save_file(other, tmp_path / texts.name, file.metadata())
+    arguments[0] = tmp_path / texts.name
+    _, printed = sample(*arguments, '--size', '8x12', '--negative', 'blurred', '--decode', '16x16')
+    assert 'already' not in printed
+
+
+@pytest.mark.parametrize(('content', 'message'), [(b'\n \n', 'no prompts'), (b'fine\ncaf\xe9', 'byte 8 is not UTF-8')])
+def test_a_file_that_holds_no_prompts_is_named(sample, texts, tmp_path, content, message):
+    (tmp_path / 'prompts.txt').write_bytes(content)
+    arguments = ('--prompts', tmp_path / 'prompts.txt', '--text-encoder', ROOT / 'tests/data/qwen3_tiny')
+    code, _ = sample(texts, *arguments, '--out', tmp_path / 'out')
+    assert 'prompts.txt' in code
+    assert message in code
+    assert not (tmp_path / 'out').exists()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 import runpy
 import sys
+import tarfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -73,6 +74,22 @@ def test_a_file_of_prompts_is_read_line_by_line(run, tmp_path):
     arguments = (tmp_path / 'prompts.txt', tmp_path / 'out', '--model', FOLDER, '--max-length', 12)
     assert run('precompute_text.py', *arguments).error is None
     assert len(TextEmbeddingStore(tmp_path / 'out')) == 3
+
+
+def test_captions_in_tar_shards_are_read_through_their_index(run, pictures, tmp_path):
+    (tmp_path / 'shards').mkdir()
+    with tarfile.open(tmp_path / 'shards/0.tar', 'w') as tar:
+        for path in sorted(pictures.iterdir()):
+            if path.is_file():
+                tar.add(path, path.name)
+    assert run('build_shard_index.py', tmp_path / 'shards', tmp_path / 'index', '--workers', 1).error is None
+    arguments = ('--index', tmp_path / 'index', '--model', FOLDER, '--max-length', 12)
+    result = run('precompute_text.py', tmp_path / 'shards', tmp_path / 'out', *arguments)
+    assert result.error is None
+    assert '2 of 4 pictures without a caption' in result.output
+    store = TextEmbeddingStore(tmp_path / 'out')
+    assert all(caption in store for caption in ('a cat', '一只猫', ''))
+    assert len(store) == 3
 
 
 @pytest.mark.parametrize(('source', 'model'), [('nowhere', FOLDER), (FOLDER, FOLDER), (FOLDER, 'nowhere')])

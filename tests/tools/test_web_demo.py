@@ -54,6 +54,10 @@ def test_zooming_decodes_a_window_of_constant_size(studio):
     assert np.abs(mean - whole[:half, half:]).mean() < 8
 
 
+def test_a_picture_larger_than_the_view_is_shown_whole():
+    assert DEMO['window']((512, 384), 1, (0.5, 0.5)) == ((512, 384), (0, 0, 512, 384))
+
+
 @pytest.mark.parametrize('factor', [1, 1.5, 7, 64])
 @pytest.mark.parametrize('center', [(0, 0), (0.3, 0.9), (1, 1)])
 def test_windows_lie_inside_the_picture(factor, center):

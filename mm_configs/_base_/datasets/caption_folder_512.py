@@ -7,7 +7,7 @@ train_dataloader = dict(
             dict(type='LoadRGB'),
             dict(type='ResizeCenterCrop', size=image_size),
             dict(type='RandomCaption'),
-            dict(type='PackInputs', keys=('text',)),
+            dict(type='PackInputs', keys=('text', 'text_embeds')),
         ],
     ),
 )

@@ -31,12 +31,20 @@ class Qwen3TextEncoder(Conditioner):
         max_length: Tokens per prompt, padding included.
         dtype: ``'bfloat16'`` or ``'float32'``: of the computation and of the result. The weights are rounded to
             bfloat16 either way, see ``_load_qwen3``.
+        precomputed: Folder that ``tools/precompute_text.py`` wrote. Prompts in it, the empty one among them, are not
+            encoded again, so that training on precomputed embeddings never reads the encoder's weights.
 
     Raises:
         FileNotFoundError, ValueError: ``model`` is missing, incomplete or no Qwen3.
     """
 
-    def __init__(self, model: str | Path, max_length: int = 128, dtype: str = 'bfloat16'):
+    def __init__(
+        self,
+        model: str | Path,
+        max_length: int = 128,
+        dtype: str = 'bfloat16',
+        precomputed: str | Path | None = None,
+    ):
         if max_length < 1:
             raise ValueError(f'max_length is {max_length}, at least 1 is needed')
         self.max_length = max_length
@@ -44,6 +52,7 @@ class Qwen3TextEncoder(Conditioner):
         self.folder = find_pretrained(model, ('qwen3',), EXAMPLE)
         self.tokenizer = _load_tokenizer(self.folder)
         self.encoder = FrozenModel(partial(_load_qwen3, self.folder, self.dtype))
+        self._store = None if precomputed is None else _open_store(precomputed, self.folder, max_length)
         self._empty: Tensor | None = None
 
     @property
@@ -58,6 +67,8 @@ class Qwen3TextEncoder(Conditioner):
 
     def __call__(self, inputs: Sequence[str]) -> Tensor:
         """Prompts to embeddings, shape (B, max_length, dim), in ``dtype``."""
+        if self._store is not None and inputs and all(prompt in self._store for prompt in inputs):
+            return torch.stack([self._store[prompt] for prompt in inputs]).to(self.device, self.dtype)
         ids, mask = self.tokenize(inputs)
         # Encoding only the others keeps the empty prompt identical to `null`, whatever it is batched with.
         filled = mask.any(dim=1)
@@ -68,6 +79,8 @@ class Qwen3TextEncoder(Conditioner):
 
     def null(self, batch_size: int) -> Tensor:
         """The empty prompt, shape (B, max_length, dim), encoded once and cached."""
+        if self._empty is None and self._store is not None:
+            self._empty = self._store[''][None].to(self.dtype)
         if self._empty is None:
             ids, mask = self.tokenize([''])
             # All padding. A mask of zeros means different things to different versions of transformers; the published
@@ -104,6 +117,20 @@ class Qwen3TextEncoder(Conditioner):
     def _encode(self, ids: Tensor, mask: Tensor) -> Tensor:
         output = self.encoder(input_ids=ids.to(self.device), attention_mask=mask.to(self.device), use_cache=False)
         return output.last_hidden_state.to(self.dtype)
+
+
+def _open_store(precomputed: str | Path, folder: Path, max_length: int) -> Any:
+    # Here, because the store's module needs mmcv, and the encoder does not.
+    from pixnerd_plugin.datasets.text_embeddings import TextEmbeddingStore
+
+    store = TextEmbeddingStore(precomputed)
+    if '' not in store:
+        raise FileNotFoundError(f'no text embeddings in {precomputed}: write them with tools/precompute_text.py')
+    wanted = dict(model=folder.resolve().name, max_length=str(max_length))
+    found = {name: (store.settings or {}).get(name) for name in wanted}
+    if found != wanted:
+        raise ValueError(f'{precomputed} holds embeddings made with {found}, and {wanted} is wanted: compute them anew')
+    return store
 
 
 def _check_prompt(prompt: Any) -> None:
