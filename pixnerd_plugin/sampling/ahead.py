@@ -1,4 +1,4 @@
-"""Conditioning of coming evaluations computed for several times at once, the null condition once and not per picture."""
+"""Conditioning of coming evaluations, for several times at once, and the null condition once for all pictures."""
 
 from __future__ import annotations
 

@@ -22,7 +22,9 @@ def run(args: Any) -> None:
     )
     for name in args.models:
         text = SHAPES[name].text
-        one = Namespace(**{**vars(args), 'model': name, 'size': 512 if text and args.size is None else args.size or 256})
+        one = Namespace(
+            **{**vars(args), 'model': name, 'size': 512 if text and args.size is None else args.size or 256}
+        )
         row(one, published_steps=25 if text else 100)
 
 
@@ -42,8 +44,9 @@ def row(args: Any, published_steps: int) -> None:
         risen, whole = in_fresh_process(sample.peak, args, name)
         memory = '–' if args.no_train else f'{in_fresh_process(train.peak, args, name):.0f}'
         timings = [summary(s[name]) if s else '–' for s in (forwards, pictures, steps)]
-        print_row(args.model, name, timings[0], timings[1], f'{whole:.0f} ({risen:.0f} above weights)', timings[2], memory)
+        print_row(
+            args.model, name, timings[0], timings[1], f'{whole:.0f} ({risen:.0f} above weights)', timings[2], memory
+        )
     if has_reference:
         ratios = [ratio(s['ours'], s['published']) if s else '–' for s in (forwards, pictures, steps)]
         print_row(args.model, 'ratio', ratios[0], ratios[1], '', ratios[2], '')
-

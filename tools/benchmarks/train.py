@@ -95,4 +95,3 @@ def peak(args: Any, name: str) -> float:
     with Peak(args.device) as used:
         step()
     return used.whole
-

@@ -48,9 +48,7 @@ class Attention(nn.Module):
         self.k_norm = operations.RMSNorm(dim // num_heads, eps=1e-6, **factory)
         self.proj = operations.Linear(dim, dim, **factory)
 
-    def forward(
-        self, h: Tensor, rotate: Callable[[Tensor], Tensor] | None = None, text: Text | None = None
-    ) -> Tensor:
+    def forward(self, h: Tensor, rotate: Callable[[Tensor], Tensor] | None = None, text: Text | None = None) -> Tensor:
         """Map ``h (B, L, D)``, with ``text`` if joint, to ``(B, L, D)``; ``rotate`` turns q and k."""
         q, k, v = rearrange(self.qkv(h), 'b l (three head d) -> three b head l d', three=3, head=self.num_heads)
         q, k = self.q_norm(q), self.k_norm(k)
