@@ -16,8 +16,9 @@ class RMSNorm(nn.RMSNorm):
     def forward(self, h: Tensor) -> Tensor:
         # In one dtype, which under autocast keeps it on the fused kernel of a GPU.
         weight = self.weight.to(h.dtype)
-        if h.device.type != 'cpu' or h.dtype != torch.float32 or torch.compiler.is_compiling():
+        eager_cpu = h.device.type == 'cpu' and h.dtype == torch.float32 and not torch.compiler.is_compiling()
+        if torch.is_grad_enabled() or not eager_cpu:
             return F.rms_norm(h, self.normalized_shape, weight, self.eps)
         # Eager torch composes it of passes over h on a CPU; a vector norm is one pass and writes nothing of that size.
         mean_square = torch.linalg.vector_norm(h, dim=-1, keepdim=True).square() / h.shape[-1]
-        return h * torch.rsqrt(mean_square + self.eps) * weight
+        return (h * torch.rsqrt(mean_square + self.eps)).mul_(weight)
