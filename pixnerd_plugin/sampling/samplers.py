@@ -48,6 +48,7 @@ class FlowSampler:
         guidance_scale: classifier-free guidance scale; 1 turns guidance off.
         guidance_interval: guide only where ``t_min < t < t_max``, strictly.
         timeshift: shift of the time grid towards noise, ``t / (t + (1 - t) timeshift)``.
+        compile: compile the network that is sampled from; the first steps then take minutes.
 
     Raises:
         ValueError: if an argument is out of range; the message names it.
@@ -63,6 +64,7 @@ class FlowSampler:
         guidance_scale: float = 3.5,
         guidance_interval: Sequence[float] = (0.1, 1.0),
         timeshift: float = 1.0,
+        compile: bool = False,
     ):
         if num_steps < 1:
             raise ValueError(f'num_steps={num_steps} must be at least 1')
@@ -74,6 +76,7 @@ class FlowSampler:
         self.guidance_scale = guidance_scale
         self.guidance_interval = (float(guidance_interval[0]), float(guidance_interval[1]))
         self.timeshift = timeshift
+        self.compile = compile
         self.times: list[float] = time_grid(num_steps, timeshift).tolist()
 
     @property
@@ -162,6 +165,8 @@ class FlowSampler:
             token_grid,
             field_chunk,
             record=field_dtype if record_field else None,
+            times=self.times[:-1],
+            compile=self.compile,
         )
         trajectory = [noise]
 
@@ -236,8 +241,9 @@ class AdamsFlowSampler(FlowSampler):
         guidance_scale: float = 4.0,
         guidance_interval: Sequence[float] = (0.0, 1.0),
         timeshift: float = 3.0,
+        compile: bool = False,
     ):
-        super().__init__(num_steps, guidance_scale, guidance_interval, timeshift)
+        super().__init__(num_steps, guidance_scale, guidance_interval, timeshift, compile)
         if not 1 <= order <= 4:
             raise ValueError(f'order={order} must be from 1 to 4')
         self.order = order

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -12,10 +13,12 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from ...registry import MODELS, build
 from ..heads.patches import from_patches, to_patches
-from ..layers.attention import AttentionFunction, scaled_dot_product_attention
+from ..layers import operations as own_operations
+from ..layers.attention import AttentionFunction, Text, scaled_dot_product_attention
 from ..layers.block import TransformerBlock
 from ..layers.embeddings import TextEmbedding, TimeEmbedding
 from ..layers.rotary import POSITION_RULES, rotary_table, rotate, token_positions
+from .conditioning import Conditioning
 
 
 @MODELS.register_module()
@@ -38,7 +41,8 @@ class PixNerdDiT(nn.Module):
         position_rule: rule of the token positions (see :func:`~..layers.rotary.token_positions`); by default that of
             the published weights: ``'fixed_span'`` for classes, ``'swapped_grid'`` for text.
         head: the head, built or as a dict; ``dim``, ``patch_size`` and ``in_channels`` are filled in.
-        operations: namespace of the layers with weights: ``Linear``, ``RMSNorm``, ``Embedding``.
+        operations: namespace of the layers with weights: ``Linear``, ``RMSNorm``, ``Embedding``; by default torch's,
+            with a faster ``RMSNorm``.
         attention: attention function; torch's own by default.
         checkpoint: recompute each block's activations in the backward pass instead of keeping them.
         factory: ``dtype`` and ``device`` of the weights.
@@ -61,7 +65,7 @@ class PixNerdDiT(nn.Module):
         mlp_hidden: int | None = None,
         position_rule: str | None = None,
         head: dict[str, Any] | nn.Module | None = None,
-        operations: Any = nn,
+        operations: Any = own_operations,
         attention: AttentionFunction = scaled_dot_product_attention,
         checkpoint: bool = False,
         **factory: Any,
@@ -143,6 +147,7 @@ class PixNerdDiT(nn.Module):
         feature_layer: int | None = None,
         return_tokens: bool = False,
         field_chunk: int | None = None,
+        conditioning: Conditioning | None = None,
     ) -> Any:
         """Return the velocity, shaped like the pixels that the head evaluates.
 
@@ -158,6 +163,7 @@ class PixNerdDiT(nn.Module):
             feature_layer: also return the tokens ``(B, L, D)`` after this block, counted from 1.
             return_tokens: also return the patch vectors ``s (B, L, D)``, all that the head sees of the transformer.
             field_chunk: most pixels the head evaluates at once.
+            conditioning: what :meth:`condition` gave for ``t`` and ``cond``, if it was computed before.
 
         Returns:
             ``v``, or ``(v, features)``, or ``(v, s)``.
@@ -166,7 +172,13 @@ class PixNerdDiT(nn.Module):
             ValueError: if a shape does not fit; the message names it.
         """
         grid = self._check(x, cond, token_grid, feature_layer)
-        s, features = self._tokens(_resample(x, grid, self.patch_size), t, cond, grid, feature_layer)
+        if conditioning is None:
+            time, modulations, texts = self._condition(t, cond, x.dtype)
+        else:
+            time, modulations = conditioning.time, conditioning.modulations.unbind()
+            texts = [None] * self.depth if conditioning.text is None else [kv.unbind(1) for kv in conditioning.text]
+        tokens = _resample(x, grid, self.patch_size)
+        s, features = self._tokens(tokens, time, modulations, texts, grid, feature_layer)
         v = self.decode(s, x if pixels is None else pixels, grid, positions, field_chunk)
         if return_tokens:
             return v, s
@@ -184,35 +196,60 @@ class PixNerdDiT(nn.Module):
         velocity = self.head(s, to_patches(pixels, token_grid), positions, field_chunk)
         return from_patches(velocity, token_grid)
 
-    def _tokens(
-        self, x: Tensor, t: Tensor, cond: Tensor, grid: tuple[int, int], feature_layer: int | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """The transformer: ``x (B, C, rows P, columns P)`` to ``s (B, L, D)``, and the features of one layer."""
-        time = self.time_embed(t, x.dtype)  # (B, D)
+    @torch.no_grad()
+    def condition(self, t: Tensor, cond: Tensor, dtype: torch.dtype) -> Conditioning:
+        """Compute ahead what :meth:`forward` needs of ``R`` pairs of a time and a condition, for many steps at once.
+
+        Args:
+            t, cond: as in :meth:`forward`, ``(R,)`` and ``(R, ...)``.
+            dtype: dtype of the pictures to come.
+        """
+        time, modulations, texts = self._condition(t, cond, dtype)
+        if self.text_dim is None:
+            return Conditioning(time, torch.stack(modulations), None)
+        keys_values = [
+            torch.stack(block.attn.text_keys_values(text), dim=1)
+            for block, text in zip(self.blocks, texts, strict=True)
+        ]
+        return Conditioning(time, torch.stack(modulations), torch.stack(keys_values))
+
+    def _condition(self, t: Tensor, cond: Tensor, dtype: torch.dtype) -> tuple[Tensor, list[Tensor], list[Any]]:
+        """Embedded time ``(B, D)``, and for each block its modulation ``(B, 6, D)`` and the refined text or None."""
+        time = self.time_embed(t, dtype)
         text = None
         if self.text_dim is None:
             c = F.silu(time + self.label_embed(cond).to(time.dtype))
         else:
             c = F.silu(time)
-            text = self.text_embed(cond.to(x.dtype))  # (B, N, D)
+            text = self.text_embed(cond.to(dtype))  # (B, N, D)
             for block in self.text_blocks:
-                text = self._run(block, c, text)
+                text = self._run(block, text, block.modulate(c))
+        return time, [block.modulate(c) for block in self.blocks], [text] * self.depth
 
+    def _tokens(
+        self,
+        x: Tensor,
+        time: Tensor,
+        modulations: Sequence[Tensor],
+        texts: Sequence[Text | None],
+        grid: tuple[int, int],
+        feature_layer: int | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The transformer: ``x (B, C, rows P, columns P)`` to ``s (B, L, D)``, and the features of one layer."""
         rotary = rotary_table(*token_positions(grid, self.position_rule, x.device), self.dim // self.num_heads)
         # A patch is flattened channel-major.
         h = self.patch_embed(to_patches(x, grid).movedim(-1, 2).flatten(2))  # (B, L, D)
         features = None
-        for index, block in enumerate(self.blocks, start=1):
-            h = self._run(block, c, h, partial(rotate, table=rotary), text)
+        for index, (block, modulation, text) in enumerate(zip(self.blocks, modulations, texts, strict=True), start=1):
+            h = self._run(block, h, modulation, partial(rotate, table=rotary), text)
             if index == feature_layer:
                 features = h
         return F.silu(time.unsqueeze(1) + h), features
 
-    def _run(self, block: Any, c: Tensor, h: Tensor, *args: Any) -> Tensor:
-        modulation = block.modulate(c)
+    def _run(self, block: Any, h: Tensor, *args: Any) -> Tensor:
         if self.checkpoint and torch.is_grad_enabled():
-            return recompute(block, h, modulation, *args, use_reentrant=False)
-        return block(h, modulation, *args)
+            return recompute(block, h, *args, use_reentrant=False)
+        return block(h, *args)
 
     def _check(
         self, x: Tensor, cond: Tensor, token_grid: tuple[int, int] | None, feature_layer: int | None

@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ...registry import MODELS
+from ..layers import operations as own_operations
 
 
 @MODELS.register_module()
@@ -18,7 +19,9 @@ class LinearHead(nn.Module):
     :class:`~.neural_field.NeuralFieldHead`.
     """
 
-    def __init__(self, dim: int, patch_size: int, in_channels: int = 3, operations: Any = nn, **factory: Any):
+    def __init__(
+        self, dim: int, patch_size: int, in_channels: int = 3, operations: Any = own_operations, **factory: Any
+    ):
         super().__init__()
         self.patch_size = patch_size
         self.norm = operations.RMSNorm(dim, eps=1e-6, **factory)

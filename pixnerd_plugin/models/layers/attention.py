@@ -14,6 +14,10 @@ AttentionFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``(q, k, v) -> out``, all ``(B, num_heads, tokens, head_dim)``, softmax scale ``head_dim ** -0.5``."""
 
 
+Text = Tensor | tuple[Tensor, Tensor]
+"""Text tokens ``(B, N, D)``, or the keys and values made of them, each ``(B, num_heads, N, head_dim)``."""
+
+
 def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The default :data:`AttentionFunction`: torch's own kernel."""
     return F.scaled_dot_product_attention(q, k, v)
@@ -44,20 +48,20 @@ class Attention(nn.Module):
         self.k_norm = operations.RMSNorm(dim // num_heads, eps=1e-6, **factory)
         self.proj = operations.Linear(dim, dim, **factory)
 
-    def forward(
-        self, h: Tensor, rotate: Callable[[Tensor], Tensor] | None = None, text: Tensor | None = None
-    ) -> Tensor:
-        """Map ``h (B, L, D)``, with ``text (B, N, D)`` if joint, to ``(B, L, D)``; ``rotate`` turns q and k."""
+    def forward(self, h: Tensor, rotate: Callable[[Tensor], Tensor] | None = None, text: Text | None = None) -> Tensor:
+        """Map ``h (B, L, D)``, with ``text`` if joint, to ``(B, L, D)``; ``rotate`` turns q and k."""
         q, k, v = rearrange(self.qkv(h), 'b l (three head d) -> three b head l d', three=3, head=self.num_heads)
         q, k = self.q_norm(q), self.k_norm(k)
         if rotate is not None:
             q, k = rotate(q), rotate(k)
         if text is not None:
-            text_k, text_v = rearrange(
-                self.text_kv(text), 'b n (two head d) -> two b head n d', two=2, head=self.num_heads
-            )
-            k = torch.cat((k, self.k_norm(text_k)), dim=2)
-            v = torch.cat((v, text_v), dim=2)
+            text_k, text_v = text if isinstance(text, tuple) else self.text_keys_values(text)
+            k, v = torch.cat((k, text_k), dim=2), torch.cat((v, text_v), dim=2)
         # Under autocast the norms may leave q and k in float32 beside a bf16 v.
         out = self.attention(q.to(v.dtype), k.to(v.dtype), v)
         return self.proj(rearrange(out, 'b head l d -> b l (head d)'))
+
+    def text_keys_values(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys, normalised and not rotated, and values of ``text (B, N, D)``, each ``(B, num_heads, N, head_dim)``."""
+        k, v = rearrange(self.text_kv(text), 'b n (two head d) -> two b head n d', two=2, head=self.num_heads)
+        return self.k_norm(k), v

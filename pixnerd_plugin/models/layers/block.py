@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import Attention, AttentionFunction
+from .attention import Attention, AttentionFunction, Text
 
 
 class Modulation(NamedTuple):
@@ -20,7 +21,8 @@ class Modulation(NamedTuple):
 
     def apply(self, h: Tensor, norm: nn.Module, branch: Callable[[Tensor], Tensor]) -> Tensor:
         """Add the modulated ``branch`` of ``h (B, L, D)`` to it."""
-        return h + self.gate * branch(norm(h) * (1 + self.scale) + self.shift)
+        modulated = torch.addcmul(self.shift, norm(h), 1 + self.scale)
+        return torch.addcmul(h, self.gate, branch(modulated))
 
 
 class SwiGLU(nn.Module):
@@ -59,19 +61,19 @@ class TransformerBlock(nn.Module):
         self.norm2 = operations.RMSNorm(dim, eps=1e-6, **factory)
         self.mlp = SwiGLU(dim, mlp_hidden, operations, **factory)
 
-    def modulate(self, c: Tensor) -> tuple[Modulation, Modulation]:
-        """Map the condition ``c (B, D)`` to the modulations of attention and MLP."""
-        parts = self.modulation(c).unsqueeze(1).chunk(6, dim=-1)
-        return Modulation(*parts[:3]), Modulation(*parts[3:])
+    def modulate(self, c: Tensor) -> Tensor:
+        """Map the condition ``c (B, D)`` to the modulations ``(B, 6, D)`` of attention and MLP."""
+        return self.modulation(c).unflatten(-1, (6, -1))
 
     def forward(
         self,
         h: Tensor,
-        modulation: tuple[Modulation, Modulation],
+        modulation: Tensor,
         rotate: Callable[[Tensor], Tensor] | None = None,
-        text: Tensor | None = None,
+        text: Text | None = None,
     ) -> Tensor:
-        """Map tokens ``h (B, L, D)`` to ``(B, L, D)``; ``text (B, N, D)`` joins the attention of a joint block."""
-        for_attention, for_mlp = modulation
+        """Map tokens ``h (B, L, D)`` to ``(B, L, D)``; ``text`` joins the attention of a joint block."""
+        parts = modulation.unsqueeze(2).unbind(1)
+        for_attention, for_mlp = Modulation(*parts[:3]), Modulation(*parts[3:])
         h = for_attention.apply(h, self.norm1, lambda n: self.attn(n, rotate, text))
         return for_mlp.apply(h, self.norm2, self.mlp)

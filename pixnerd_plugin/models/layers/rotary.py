@@ -36,14 +36,18 @@ def token_positions(grid: tuple[int, int], rule: str, device: torch.device | Non
 
 
 def rotary_table(x: Tensor, y: Tensor, head_dim: int, theta: float = 10000.0) -> tuple[Tensor, Tensor]:
-    """Return ``cos, sin``, each ``(tokens, head_dim / 2)``: channel pair 2j turns by ``x f_j``, 2j+1 by ``y f_j``."""
+    """Return ``cos, sin`` for :func:`rotate`, each ``(tokens, head_dim)``.
+
+    Channel pair 2j turns by ``x f_j``, pair 2j+1 by ``y f_j``; sines of even channels are negative.
+    """
     frequencies = theta ** -(torch.arange(0, head_dim, 4, dtype=torch.float32, device=x.device) / head_dim)
     angles = torch.stack((torch.outer(x, frequencies), torch.outer(y, frequencies)), dim=-1).flatten(1)
-    return angles.cos(), angles.sin()
+    sin = angles.sin()
+    return angles.cos().repeat_interleave(2, dim=-1), torch.stack((-sin, sin), dim=-1).flatten(1)
 
 
 def rotate(q: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     """Turn each channel pair (2m, 2m+1) of ``q (..., tokens, head_dim)`` by the angles of ``table``; float32 inside."""
     cos, sin = table
-    even, odd = q.unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(q.dtype)
+    swapped = q.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return torch.addcmul(q * cos, swapped, sin).to(q.dtype)

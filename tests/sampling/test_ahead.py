@@ -1,0 +1,83 @@
+"""Conditioning computed ahead, and compiled networks, against the plain network called step by step."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from pixnerd_plugin.registry import MODELS
+from pixnerd_plugin.sampling import AdamsFlowSampler, EulerFlowSampler, HeunFlowSampler, ahead, compiled
+from tests.golden import relative_error
+
+SETTINGS = dict(dim=32, depth=2, num_heads=4, patch_size=4, head=dict(type='NeuralFieldHead', width=8))
+
+
+class Plain(nn.Module):
+    """A network that offers nothing but its forward."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, *args, **kwargs):
+        return self.net(*args, **kwargs)
+
+
+def network(kind: str) -> nn.Module:
+    torch.manual_seed(0)
+    condition = dict(num_classes=5) if kind == 'class' else dict(text_dim=6, text_length=3, text_depth=1)
+    net = MODELS.build(dict(type='PixNerdDiT', **SETTINGS, **condition))
+    nn.init.normal_(net.head.proj.weight, std=0.5)
+    return net
+
+
+def conditions(kind: str, batch: int, nulls: int):
+    if kind == 'class':
+        return torch.arange(batch), torch.full((nulls,), 5)
+    return torch.randn(batch, 3, 6), torch.randn(nulls, 3, 6)
+
+
+@pytest.mark.parametrize('kind', ['class', 'text'])
+@pytest.mark.parametrize(('batch', 'nulls'), [(1, 1), (3, 1), (3, 3)])
+@pytest.mark.parametrize('steps_at_once', [1, 2, 100])
+def test_conditioning_computed_ahead_changes_nothing(monkeypatch, kind, batch, nulls, steps_at_once):
+    net, (cond, null) = network(kind), conditions(kind, batch, nulls)
+    one = net.condition(torch.zeros(batch + nulls), torch.cat((null, cond)), torch.float32).nbytes
+    monkeypatch.setattr(ahead, 'LIMIT_BYTES', one * steps_at_once)
+    noise = torch.randn(batch, 3, 8, 12)
+    sampler = AdamsFlowSampler(5, guidance_interval=(0.2, 0.9))
+    expected = sampler.sample(Plain(net), noise, cond, null)
+    assert relative_error(sampler.sample(net, noise, cond, null), expected) < 1e-5
+
+
+@pytest.mark.parametrize('sampler', [HeunFlowSampler(3), EulerFlowSampler(3, guidance_scale=1.0)])
+def test_every_solver_finds_its_times(sampler):
+    net, (cond, null) = network('class'), conditions('class', 2, 1)
+    noise = torch.randn(2, 3, 8, 8)
+    assert relative_error(sampler.sample(net, noise, cond, null), sampler.sample(Plain(net), noise, cond, null)) < 1e-5
+
+
+def test_the_null_condition_is_computed_once_for_all_pictures_and_steps(monkeypatch):
+    net, (cond, null) = network('text'), conditions('text', 4, 1)
+    rows = []
+    refine = net.text_blocks[0].forward
+    monkeypatch.setattr(net.text_blocks[0], 'forward', lambda h, *args: rows.append(len(h)) or refine(h, *args))
+    AdamsFlowSampler(6).sample(net, torch.randn(4, 3, 8, 8), cond, null)
+    # Five texts at the first time, to measure, and at the other five in one batch.
+    assert rows == [5, 25]
+
+
+@pytest.mark.parametrize('backend', ['aot_eager', pytest.param('inductor', marks=pytest.mark.slow)])
+def test_compiled_sampling_gives_the_same_picture(monkeypatch, backend):
+    monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend=backend, fullgraph=True))
+    compiled._compiled_forward.cache_clear()
+    net, (cond, null) = network('text'), conditions('text', 2, 1)
+    names = list(net.state_dict())
+    # Unguided at first, then guided: two batch sizes.
+    arguments = dict(num_steps=3, guidance_interval=(0.2, 1.0))
+    noise = torch.randn(2, 3, 8, 12)
+    image = EulerFlowSampler(**arguments, compile=True).sample(net, noise, cond, null)
+    assert relative_error(image, EulerFlowSampler(**arguments).sample(net, noise, cond, null)) < 1e-5
+    assert list(net.state_dict()) == names
+    compiled._compiled_forward.cache_clear()

@@ -1,0 +1,1 @@
+"""What tools/benchmark.py measures, one module a question. Imported lazily: each imports torch."""

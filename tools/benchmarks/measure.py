@@ -1,0 +1,113 @@
+"""Timing in turns, memory in fresh processes, and how both are printed."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+CLOCKS = {'wall': time.perf_counter, 'cpu': time.process_time}
+"""``cpu`` counts what this process computes, on all its threads: for a machine that others use at the same time."""
+
+
+def prepare(args: Any) -> None:
+    """Set what all measurements of one command share, and check the device."""
+    torch.manual_seed(args.seed)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.device == 'cuda' and not torch.cuda.is_available():
+        raise ValueError('--device cuda: this machine has no usable GPU; leave it out or use cpu')
+
+
+def take_turns(calls: dict[str, Callable[[], Any]], rounds: int, clock: str, device: str) -> dict[str, list[float]]:
+    """Seconds of each call, run in the order A B A B …, after one round that does not count."""
+    now, seconds = CLOCKS[clock], {name: [] for name in calls}
+    for index in range(rounds + 1):
+        for name, call in calls.items():
+            start = now()
+            call()
+            if device == 'cuda':
+                torch.cuda.synchronize()
+            if index > 0:
+                seconds[name].append(now() - start)
+    return seconds
+
+
+def summary(seconds: list[float]) -> str:
+    """Median, and the range it was taken from."""
+    return f'{statistics.median(seconds):.4g} ({min(seconds):.4g} to {max(seconds):.4g})'
+
+
+def ratio(ours: list[float], theirs: list[float]) -> str:
+    """How many times faster ours is: the median of the rounds' ratios, and their range."""
+    ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
+    return f'{statistics.median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f})'
+
+
+def print_row(*cells: Any) -> None:
+    print('| ' + ' | '.join(str(cell) for cell in cells) + ' |', flush=True)
+
+
+def print_header(*cells: str) -> None:
+    print_row(*cells)
+    print('|' + '---|' * len(cells))
+
+
+def machine(args: Any) -> str:
+    """One line on what was measured where."""
+    if args.device == 'cuda':
+        return f'{torch.cuda.get_device_name()}, torch {torch.__version__}, {args.clock} clock'
+    model = next((line for line in _lines('/proc/cpuinfo') if line.startswith('model name')), ': unknown CPU')
+    capability = torch.backends.cpu.get_cpu_capability()
+    threads = f'{torch.get_num_threads()} threads'
+    return f'{model.split(":")[1].strip()} ({capability}), {threads}, torch {torch.__version__}, {args.clock} clock'
+
+
+def in_fresh_process(function: Callable, *args: Any) -> Any:
+    """Call ``function`` in a new process, so that nothing else counts in its peak."""
+    with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool:
+        try:
+            return pool.submit(function, *args).result()
+        except BrokenProcessPool:
+            raise ValueError('the process was killed, most likely for want of memory; measure a smaller size') from None
+
+
+class Peak:
+    """A block's peak memory in MiB: ``risen`` above what was there before, and ``whole``. Resident set, or CUDA's."""
+
+    def __init__(self, device: str):
+        self.device = device
+        self.risen = self.whole = 0.0
+
+    def __enter__(self) -> Peak:
+        if self.device == 'cuda':
+            torch.cuda.reset_peak_memory_stats()
+            self._before = torch.cuda.memory_allocated() / 2**20
+        else:
+            # What was needed before has a peak of its own: forget it.
+            Path('/proc/self/clear_refs').write_text('5')
+            self._before = memory('VmRSS')
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.whole = torch.cuda.max_memory_allocated() / 2**20 if self.device == 'cuda' else memory('VmHWM')
+        self.risen = self.whole - self._before
+
+
+def memory(field: str) -> float:
+    """MiB of this process that are resident (VmRSS), or were at most (VmHWM)."""
+    if not Path('/proc/self/status').exists():
+        raise ValueError('memory is read from /proc, which this system does not have; run it on Linux')
+    line = next(line for line in _lines('/proc/self/status') if line.startswith(field))
+    return int(line.split()[1]) / 1024
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []

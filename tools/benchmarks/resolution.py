@@ -1,0 +1,67 @@
+"""Large pictures from a fixed grid of tokens: time and peak memory by size."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from pixnerd_plugin.registry import MODELS
+from pixnerd_plugin.sampling import AdamsFlowSampler
+
+from .measure import Peak, in_fresh_process
+
+# The published text-to-image head, and one for a laptop. The transformers are small: it is the field that grows.
+HEADS = {
+    'small': dict(dim=256, head=dict(width=32, depth=2, mlp_ratio=1)),
+    'xxl': dict(dim=1536, head=dict(width=64, depth=2, mlp_ratio=2, coordinates='cosine', normalize='fc1')),
+}
+TOKEN_GRID = (32, 32)
+CLASSES = 10
+
+
+def run(args: Any) -> None:
+    """Print for each size, in a fresh process, by how much the resident set rises at most while it computes.
+
+    The network and the noise are there before and do not count. One column more says what one picture-sized buffer,
+    a tensor (1, 3, H, W), takes: a forward has the pixels in patch order, their velocity, and the result.
+    """
+    print(f'{args.head} head, {args.dtype}, {"sampling" if args.steps else "one forward"}, batch 1, ', end='')
+    print('all pixels at once' if args.whole else 'in chunks')
+    print('| size | seconds | resident at the peak, MiB | risen while computing | over the first size | one buffer |')
+    print('|---|---|---|---|---|---|')
+    first = None
+    for size in args.sizes:
+        chunk = size**2 * 2 if args.whole else args.chunk
+        seconds, peak, risen, buffer = in_fresh_process(measure, size, args.head, args.dtype, args.steps, chunk)
+        first = risen if first is None else first
+        print(
+            f'| {size}x{size} | {seconds:.1f} | {peak:.0f} | {risen:.0f} | {risen - first:.0f} | {buffer:.0f} |',
+            flush=True,
+        )
+
+
+def measure(size: int, head: str, dtype: str, steps: int, chunk: int | None) -> tuple[float, float, float, float]:
+    """Return seconds, and in MiB the peak of this process, how far it rose, and one picture-sized buffer."""
+    torch.manual_seed(0)
+    shape = HEADS[head]
+    net = MODELS.build(
+        dict(
+            type='PixNerdDiT',
+            dim=shape['dim'],
+            depth=2,
+            num_heads=4,
+            num_classes=CLASSES,
+            head=dict(type='NeuralFieldHead', **shape['head']),
+        )
+    ).to(getattr(torch, dtype))
+    x = torch.randn(1, 3, size, size, dtype=getattr(torch, dtype))
+    cond, null = torch.tensor([0]), torch.tensor([CLASSES])
+    start = time.perf_counter()
+    with Peak('cpu') as used, torch.no_grad():
+        if steps:
+            AdamsFlowSampler(steps).sample(net, x, cond, null, token_grid=TOKEN_GRID, field_chunk=chunk)
+        else:
+            net(x, torch.tensor([0.5]), cond, token_grid=TOKEN_GRID, field_chunk=chunk)
+    return time.perf_counter() - start, used.whole, used.risen, x.nbytes / 2**20
