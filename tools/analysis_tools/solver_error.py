@@ -72,9 +72,7 @@ def main(args: argparse.Namespace) -> None:
                 for name, solver in SOLVERS.items()
             }
     report(args, errors)
-    options = dict(
-        guidance_scale=scale, guidance_interval=base['guidance_interval'], timeshift=base['timeshift']
-    )
+    options = dict(guidance_scale=scale, guidance_interval=base['guidance_interval'], timeshift=base['timeshift'])
     draw_strips(args, options, inputs)
 
 
@@ -151,6 +149,9 @@ def draw_strips(args: argparse.Namespace, options: dict, inputs: tuple) -> None:
     for picture in range(min(2, len(noise))):
         rows += [strips[name][picture] for name in STRIP_SOLVERS]
     grid = image_grid(np.concatenate(rows), args.strip_steps)
+    # Small pictures larger, every pixel repeated.
+    factor = max(1, 64 // noise.shape[2])
+    grid = grid.repeat(factor, 0).repeat(factor, 1)
     path = args.out / 'strips.png'
     save_png(path, grid)
     print(f'figure: {path}; rows of each picture: {", ".join(STRIP_SOLVERS)}')
