@@ -33,7 +33,9 @@ def test_a_collection_names_paper_code_and_readme(path):
         assert (ROOT / collection['Code']).is_file()
 
 
-@pytest.mark.parametrize(('model', 'collections'), MODELS_LISTED, ids=lambda value: isinstance(value, dict) and value['Name'])
+@pytest.mark.parametrize(
+    ('model', 'collections'), MODELS_LISTED, ids=lambda value: isinstance(value, dict) and value['Name']
+)
 def test_a_model_belongs_to_a_collection_and_has_the_parameters_it_says(model, collections):
     assert model['In Collection'] in collections
     for result in model.get('Results', []):

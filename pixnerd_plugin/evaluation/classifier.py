@@ -137,7 +137,9 @@ class ClassifierFeatures(FeatureExtractor):
         size = tuple(self.description['size'])
         if images.shape[2:] != size:
             height, width = images.shape[2:]
-            raise ValueError(f'the classifier was trained on {size[0]}x{size[1]} pictures, and these are {height}x{width}')
+            raise ValueError(
+                f'the classifier was trained on {size[0]}x{size[1]} pictures, and these are {height}x{width}'
+            )
         _, pool, logits = self.network(images.to(self.network.device).float() / 127.5 - 1)
         return Features(pool, logits=logits)
 

@@ -86,9 +86,7 @@ def train_variant(path: str, options: Mapping[str, Any], work_dir: Path, seed: i
     return trained
 
 
-def measure_variant(
-    path: str, options: Mapping[str, Any], checkpoint: Path, judge: Judge, num: int
-) -> dict[str, Any]:
+def measure_variant(path: str, options: Mapping[str, Any], checkpoint: Path, judge: Judge, num: int) -> dict[str, Any]:
     """Everything a study compares variants by, of the EMA weights: size, cost, held-out losses, scores of samples.
 
     ``gflops`` are those of a forward and backward pass over one picture. The held-out losses are over pictures, times

@@ -51,7 +51,9 @@ def read_geneval_prompts(path: str | Path) -> list[Prompt]:
         FileNotFoundError, ValueError: it is absent, or a line is not of GenEval's form.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"GenEval's prompts {path} do not exist; they are prompts/evaluation_metadata.jsonl of it")
+        raise FileNotFoundError(
+            f"GenEval's prompts {path} do not exist; they are prompts/evaluation_metadata.jsonl of it"
+        )
     prompts = []
     for number, line in enumerate(Path(path).read_text(encoding='utf-8').splitlines(), start=1):
         if not line.strip():
@@ -75,7 +77,9 @@ def read_dpg_prompts(folder: str | Path) -> list[Prompt]:
     """
     paths = sorted(Path(folder).glob('*.txt')) if Path(folder).is_dir() else []
     if not paths:
-        raise FileNotFoundError(f"no DPG-Bench prompts *.txt in {folder}; they are dpg_bench/prompts of ELLA's repository")
+        raise FileNotFoundError(
+            f"no DPG-Bench prompts *.txt in {folder}; they are dpg_bench/prompts of ELLA's repository"
+        )
     prompts = []
     for path in paths:
         text = ' '.join(path.read_text(encoding='utf-8').split())

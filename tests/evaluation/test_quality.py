@@ -28,7 +28,9 @@ def test_a_reference_of_pictures_and_one_of_its_statistics_agree(tmp_path, npz):
     extractor = TinyFeatures('Inception')
     both = save_npz(tmp_path / 'both.npz', arr_0=known, **statistics(known))
     references = dict(
-        folder=str(folder.parent), pictures=save_npz(tmp_path / 'known.npz', arr_0=known), both=both,
+        folder=str(folder.parent),
+        pictures=save_npz(tmp_path / 'known.npz', arr_0=known),
+        both=both,
         statistics=save_npz(tmp_path / 'statistics.npz', **statistics(known)),
     )
     found = {
