@@ -4,9 +4,9 @@
 geneval, dpg: draw, on one process or several (torchrun); pictures already there are kept. The prompts are your copy of
 the benchmark's. table: the rows of the paper's Tables 4 and 5 from the scorers' outputs.
 
-    tools/text_benchmark.py geneval mm_configs/pixnerd_xxl16_t2i_512.py T2I.ckpt geneval/prompts/evaluation_metadata.jsonl
+    tools/text_benchmark.py geneval mm_configs/pixnerd_xxl16_t2i_512.py T2I.ckpt prompts/evaluation_metadata.jsonl
     tools/text_benchmark.py dpg mm_configs/pixnerd_xxl16_t2i_512.py T2I.ckpt ELLA/dpg_bench/prompts
-    tools/text_benchmark.py table --geneval results.jsonl --dpg grids/dpg-bench_results.txt
+    tools/text_benchmark.py table --geneval results.jsonl --dpg results.txt
 """
 
 import argparse

@@ -150,7 +150,8 @@ def score_samples(model: Any, judge: Judge, num: int, size: tuple[int, int], see
 def _score(pictures: Pictures, extractor: ClassifierFeatures, known: Features) -> dict[str, float]:
     features = _features(pictures, extractor)
     result = compare(features, known, extractor)
-    assert features.logits is not None and pictures.labels is not None
+    assert features.logits is not None
+    assert pictures.labels is not None
     right = features.logits.argmax(1) == pictures.labels
     return dict(
         distance=result['Frechet distance'],

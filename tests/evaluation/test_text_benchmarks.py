@@ -81,7 +81,7 @@ def test_dpg_prompts_are_named_by_their_files(tmp_path):
         read_dpg_prompts(tmp_path)
     (tmp_path / 'a.b.txt').unlink()
     (tmp_path / 'empty.txt').write_text(' ')
-    with pytest.raises(ValueError, match='empty.txt is empty'):
+    with pytest.raises(ValueError, match=r'empty\.txt is empty'):
         read_dpg_prompts(tmp_path)
     with pytest.raises(FileNotFoundError, match='no DPG-Bench prompts'):
         read_dpg_prompts(tmp_path / 'absent')

@@ -181,6 +181,8 @@ def run_options(config, classifier: Path, iters: int | None) -> dict:
     if config.model.loss.teacher is not None:
         options['model.loss.teacher.weights'] = str(classifier)
     if iters:
+        warm_up = min(config.param_scheduler[0].end, iters // 2)
+        options |= {'param_scheduler.0.end': warm_up, 'param_scheduler.1.begin': warm_up}
         options |= {'train_cfg.max_iters': iters, 'param_scheduler.1.end': iters}
         options |= {'default_hooks.checkpoint.interval': iters, 'custom_hooks.0.interval': iters}
     return options
