@@ -2,11 +2,11 @@
 
 from mmengine import registry as mmengine
 
-from . import datasets, hooks, loops, optim
+from . import datasets, evaluation, hooks, loops, optim
 from .models import algorithm
 from .registry import SCOPE
 
-__all__ = ['algorithm', 'datasets', 'hooks', 'loops', 'optim']
+__all__ = ['algorithm', 'datasets', 'evaluation', 'hooks', 'loops', 'optim']
 
 # A Runner looks in these too. Nothing of ours is in them, but mmengine warns about each that has no child in its scope.
 for _parent in (

@@ -1,20 +1,41 @@
 #!/usr/bin/env python
-"""Sample from a trained model: a grid as PNG and all samples as npz (arr_0, uint8, NHWC)."""
+"""Draw class-balanced samples with a trained model and, given a reference, measure their quality as papers do.
+
+Written to WORK_DIR/test: samples.npz (ADM's format: arr_0, uint8, NHWC), samples.png, and metrics.json with FID, sFID,
+IS, precision and recall. Picture n has class n mod K and the noise of seed SEED + n, whatever the batch and the number
+of processes. What was drawn is kept: the same command goes on where it was interrupted.
+
+Features come from the config's feature_extractor, by default Inception with the weights that PIXNERD_INCEPTION names.
+"""
 
 import argparse
+import json
 from pathlib import Path
 
 from mmengine.config import DictAction
 
+NUM_SHOWN = 100
+
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file the model was trained with')
     parser.add_argument('checkpoint', help='checkpoint of the training, or published weights; the EMA is used')
     parser.add_argument('--work-dir', help='folder to write test/ into (work_dirs/NAME_OF_CONFIG)')
-    parser.add_argument('--num-samples', type=int, default=100, help='how many pictures (100); classes take turns')
-    parser.add_argument('--batch-size', type=int, default=50, help='pictures sampled at once (50)')
+    parser.add_argument(
+        '--num-samples', type=int, help='how many pictures, classes taking turns (50,000 with --reference, else 100)'
+    )
+    parser.add_argument('--batch-size', type=int, default=50, help='pictures sampled at once by a process (50)')
     parser.add_argument('--seed', type=int, default=0, help='seed of the first picture; the next take the next (0)')
+    parser.add_argument(
+        '--reference',
+        metavar='DIR|NPZ',
+        help="what to measure against: a folder of pictures, ADM's npz with pictures or statistics, or digits:test",
+    )
+    parser.add_argument(
+        '--center-crop', action='store_true', help="cut the reference folder's pictures to size as ADM does"
+    )
+    parser.add_argument('--overwrite', action='store_true', help='throw away samples of other settings in the folder')
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE', help='replace config entries'
     )
@@ -23,72 +44,138 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    import numpy as np
     from mmengine.device import get_device
-    from mmengine.dist import all_gather_object, get_dist_info, init_dist, is_distributed
+    from mmengine.dist import barrier, get_dist_info, init_dist, is_distributed
     from mmengine.registry import init_default_scope
 
     import pixnerd_plugin.training  # noqa: F401 (registers what configs name)
-    from pixnerd_plugin.atomic import atomic_path
-    from pixnerd_plugin.checkpoints import load_into, read_checkpoint
+    from pixnerd_plugin.checkpoints import read_checkpoint
     from pixnerd_plugin.cli import hide_broken_torchvision, load_config, set_up_processes, tear_down_processes
-    from pixnerd_plugin.images import image_grid, save_png
-    from pixnerd_plugin.registry import MODELS
+    from pixnerd_plugin.evaluation.generate import digest_weights, load_model, picture_size
+    from pixnerd_plugin.evaluation.quality import measure, open_reference
+    from pixnerd_plugin.evaluation.store import SampleStore
 
-    if args.num_samples < 1:
-        raise ValueError(f'--num-samples must be at least 1, got {args.num_samples}')
+    num = args.num_samples or (50_000 if args.reference else 100)
+    for name, value in (('--num-samples', num), ('--batch-size', args.batch_size)):
+        if value < 1:
+            raise ValueError(f'{name} must be at least 1, got {value}')
     read_checkpoint(args.checkpoint)  # ends here if it cannot be read
     hide_broken_torchvision()
     config = load_config(args.config, args.cfg_options)
+    size = picture_size(config)
+    if args.reference:
+        # Everything that can be wrong is found before hours of sampling.
+        extractor = make_extractor(config, num)
+        reference = open_reference(args.reference, size, extractor, args.center_crop)
     set_up_processes(config, args.launcher)
     if args.launcher != 'none' and not is_distributed():
         init_dist(args.launcher)
     init_default_scope('pixnerd')
+    model = load_model(config, args.checkpoint, get_device())
 
-    hooks = [*config.get('default_hooks', {}).values(), *config.get('custom_hooks', [])]
-    hook = next((hook for hook in hooks if hook and hook['type'] == 'SampleGridHook'), None)
-    if hook is None:
-        raise ValueError(f'{args.config} has no SampleGridHook to take the picture size from')
-    model = MODELS.build(dict(config.model, loss=None)).to(get_device()).eval()
-    load_into(model.backbone, args.checkpoint)
-
-    rank, world_size = get_dist_info()
-    indices = range(args.num_samples)[rank::world_size]
-    samples = sample(model, hook, indices, args.batch_size, args.seed)
-    parts = all_gather_object(samples)
-    tear_down_processes()
-    if rank != 0:
-        return
-    order = np.argsort(np.concatenate([np.arange(args.num_samples)[r::world_size] for r in range(world_size)]))
-    images = np.concatenate(parts)[order]
     out = Path(args.work_dir or f'work_dirs/{Path(args.config).stem}') / 'test'
-    save_png(out / 'samples.png', image_grid(images))
-    with atomic_path(out / 'samples.npz') as temporary:
-        np.savez(temporary, arr_0=images)
-    print(f'{len(images)} samples: {out / "samples.png"} and {out / "samples.npz"}')
+    conditions = all_conditions(model, config)
+    run = dict(
+        weights=digest_weights(model.backbone),
+        sampler=model.sampler.config(),
+        size=size,
+        seed=args.seed,
+        conditions={key: values if len(values) <= 100 else len(values) for key, values in conditions.items()},
+    )
+    store = SampleStore(out, run, num, args.overwrite)
+    if get_dist_info()[0] == 0:
+        store.claim()
+    barrier()
+    sample(model, store, conditions, size, args.batch_size, args.seed)
+    barrier()
+    if get_dist_info()[0] == 0:
+        store.finish()
+        show(store.npz, out / 'samples.png')
+    barrier()
+    if args.reference:
+        samples = open_samples(store.npz, size, num, conditions)
+        results = measure(samples, reference, extractor, args.batch_size, get_device())
+        if results:
+            report(results, out / 'metrics.json', num, args, extractor.name)
+    tear_down_processes()
 
 
-def sample(model, hook, indices, batch_size: int, seed: int):
-    """Sample the pictures numbered ``indices``; returns uint8 (len(indices), H, W, 3)."""
-    import numpy as np
+def make_extractor(config, num: int):
+    import os
+
+    from pixnerd_plugin.evaluation.inception import WEIGHTS
+    from pixnerd_plugin.evaluation.quality import require_enough
+    from pixnerd_plugin.registry import MODELS, build
+
+    inception = dict(type='InceptionFeatures', weights=os.environ.get('PIXNERD_INCEPTION', f'data/{WEIGHTS}'))
+    extractor = build(MODELS, config.get('feature_extractor') or inception)
+    require_enough(num, extractor, '--num-samples')
+    return extractor
+
+
+def all_conditions(model, config) -> dict:
+    """What the pictures are of, in turns: every class, or the prompts of the config's sample grid."""
+    from pixnerd_plugin.evaluation.generate import sample_grid_hook
+
+    if hasattr(model.conditioner, 'num_classes'):
+        return dict(label=list(range(model.conditioner.num_classes)))
+    return {key: list(values) for key, values in sample_grid_hook(config)['conditions'].items()}
+
+
+def sample(model, store, conditions: dict, size: tuple[int, int], batch_size: int, seed: int) -> None:
+    """Draw what the store lacks, this process its share."""
+    from mmengine.dist import barrier, get_dist_info
     from tqdm import tqdm
 
-    from pixnerd_plugin.images import to_uint8
-    from pixnerd_plugin.sampling.noise import draw_noise, picture_generators
+    from pixnerd_plugin.evaluation.generate import draw_pictures
 
-    size = hook['size']
-    height, width = (size, size) if isinstance(size, int) else size
-    conditions = dict(hook['conditions'])
-    if hasattr(model.conditioner, 'num_classes'):
-        conditions = dict(label=range(model.conditioner.num_classes))
-    images = [np.zeros((0, height, width, 3), np.uint8)]
-    for start in tqdm(range(0, len(indices), batch_size), desc='sampling', unit='batch'):
-        numbers = indices[start : start + batch_size]
-        generators = picture_generators([seed + number for number in numbers])
-        chosen = {key: [values[number % len(values)] for number in numbers] for key, values in conditions.items()}
-        batch = model.sample(chosen, draw_noise(generators, (3, height, width)), generators=generators)
-        images.append(to_uint8(batch))
-    return np.concatenate(images)
+    if store.is_complete():
+        return
+    rank, world_size = get_dist_info()
+    todo = store.missing(batch_size)
+    # Before anybody writes, so that all see the same list.
+    barrier()
+    left = sum(map(len, todo))
+    if rank == 0 and left < store.total:
+        print(f'{store.total - left} of {store.total} samples are there already')
+    own = todo[rank::world_size]
+    with tqdm(total=sum(map(len, own)), desc='sampling', unit='picture', disable=None if rank == 0 else True) as bar:
+        for numbers in own:
+            chosen = {key: [values[n % len(values)] for n in numbers] for key, values in conditions.items()}
+            store.write(numbers, draw_pictures(model, chosen, [seed + n for n in numbers], size))
+            bar.update(len(numbers))
+
+
+def open_samples(path: Path, size: tuple[int, int], num: int, conditions: dict):
+    import torch
+
+    from pixnerd_plugin.evaluation.pictures import open_pictures
+
+    samples = open_pictures(path, size)
+    if 'label' in conditions:
+        samples.labels = torch.arange(num) % len(conditions['label'])
+    return samples
+
+
+def show(npz: Path, path: Path) -> None:
+    """Write the first samples as one picture."""
+    from pixnerd_plugin.evaluation.pictures import NpzPictures
+    from pixnerd_plugin.images import image_grid, save_png
+
+    first = next(NpzPictures(npz).batches(NUM_SHOWN)).permute(0, 2, 3, 1).numpy()
+    save_png(path, image_grid(first))
+    print(f'samples: {npz}, the first {len(first)} in {path}')
+
+
+def report(results: dict, path: Path, num: int, args: argparse.Namespace, features: str) -> None:
+    from pixnerd_plugin.atomic import atomic_path
+
+    record = dict(results, num_samples=num, seed=args.seed, reference=args.reference, features=features)
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(dict(record, checkpoint=args.checkpoint), indent=1) + '\n')
+    print(f'{num} samples against {args.reference}, {features} features:')
+    for name, value in results.items():
+        print(f'  {name:<16} {value:.4f}')
 
 
 if __name__ == '__main__':

@@ -50,7 +50,7 @@ class DINOv2Teacher:
         torch_dtype = resolve_dtype(dtype)
         if model is not None:
             folder = find_pretrained(model, MODEL_TYPES, 'facebook/dinov2-base')
-            self.encoder = FrozenModel(partial(_load_dinov2, folder, torch_dtype))
+            self.encoder = FrozenModel(partial(load_dinov2, folder, torch_dtype))
         else:
             self.encoder = FrozenModel(partial(_random_dinov2, dict(config or {}), torch_dtype))
 
@@ -75,17 +75,17 @@ class DINOv2Teacher:
         config = module.config
         # 14/16 for the published pair: the teacher's patches fall on the student's.
         size = [side // self.patch_size * config.patch_size for side in (height, width)]
-        pixels = F.interpolate(_imagenet_normalize(images.detach().float()), size, mode='bicubic')
+        pixels = F.interpolate(imagenet_normalize(images.detach().float()), size, mode='bicubic')
         tokens = self.encoder(pixels.to(module.dtype)).last_hidden_state
         return tokens[:, 1 + getattr(config, 'num_register_tokens', 0) :].float()
 
 
-def _imagenet_normalize(images: Tensor) -> Tensor:
+def imagenet_normalize(images: Tensor) -> Tensor:
     mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return ((images + 1) / 2 - mean) / std
 
 
-def _load_dinov2(folder: Path, dtype: torch.dtype) -> nn.Module:
+def load_dinov2(folder: Path, dtype: torch.dtype) -> nn.Module:
     from transformers import AutoConfig, Dinov2Model, Dinov2WithRegistersModel
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True)

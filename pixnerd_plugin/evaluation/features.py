@@ -1,0 +1,89 @@
+"""What image quality is measured in: networks that turn pictures into features."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pixnerd_plugin.models.frozen import FrozenModel, find_pretrained
+from pixnerd_plugin.registry import MODELS
+
+
+@dataclass
+class Features:
+    """Features of ``B`` pictures, float32: ``pool (B, D)`` for the Fréchet distance, precision and recall.
+
+    ``spatial (B, S)`` gives a second Fréchet distance (ADM's sFID), ``logits (B, K)`` the inception score.
+    """
+
+    pool: Tensor
+    spatial: Tensor | None = None
+    logits: Tensor | None = None
+
+    @staticmethod
+    def cat(parts: list[Features]) -> Features:
+        names = [field.name for field in fields(Features)]
+        columns = {name: [getattr(part, name) for part in parts] for name in names}
+        return Features(**{name: None if column[0] is None else torch.cat(column) for name, column in columns.items()})
+
+
+class FeatureExtractor(ABC):
+    """Pictures to features, with frozen weights from a local file. Register a subclass in ``MODELS`` and name it in a
+    config: ``feature_extractor=dict(type='MyFeatures', ...)``.
+
+    A subclass sets ``network``, a :class:`~pixnerd_plugin.models.frozen.FrozenModel`, which loads at the first call.
+    """
+
+    network: FrozenModel
+
+    name: str
+    """What results are labelled with; the Fréchet distance is called FID only where this is ``'Inception'``."""
+
+    dim: int
+    """Width ``D`` of ``pool``; a Fréchet distance needs more pictures than this."""
+
+    num_classes: int | None = None
+    """Number of logits if they are the classes of the model that is measured; its samples' accuracy is then given."""
+
+    @abstractmethod
+    def __call__(self, images: Tensor) -> Features:
+        """uint8 ``(B, 3, H, W)`` to features, on the device chosen with :meth:`to`."""
+
+    def to(self, device: torch.device | str) -> FeatureExtractor:
+        self.network.to(device)
+        return self
+
+
+@MODELS.register_module()
+class DINOv2Features(FeatureExtractor):
+    """DINOv2's class token, as in FD-DINOv2 (Stein et al., 2023), pictures resized bicubically to 224x224.
+
+    Args:
+        model: folder of a DINOv2 in transformers layout, or its hub id if it is in the local cache.
+        size: side in pixels of what the network reads, a multiple of 14.
+    """
+
+    name = 'DINOv2'
+
+    def __init__(self, model: str | Path, size: int = 224):
+        from pixnerd_plugin.models.teachers.dinov2 import MODEL_TYPES, load_dinov2
+
+        folder = find_pretrained(model, MODEL_TYPES, 'facebook/dinov2-large')
+        self.dim = json.loads((folder / 'config.json').read_text(encoding='utf-8'))['hidden_size']
+        self.size = size
+        self.network = FrozenModel(partial(load_dinov2, folder, torch.float32))
+
+    def __call__(self, images: Tensor) -> Features:
+        from torch.nn.functional import interpolate
+
+        from pixnerd_plugin.models.teachers.dinov2 import imagenet_normalize
+
+        pixels = images.to(self.network.device).float() / 127.5 - 1
+        pixels = interpolate(pixels, (self.size, self.size), mode='bicubic', antialias=True).clamp(-1, 1)
+        return Features(self.network(imagenet_normalize(pixels)).last_hidden_state[:, 0])

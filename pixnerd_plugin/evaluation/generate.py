@@ -1,0 +1,70 @@
+"""Drawing many pictures with a trained model, each from a seed of its own."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pixnerd_plugin.checkpoints import load_into
+from pixnerd_plugin.images import to_uint8
+from pixnerd_plugin.registry import MODELS
+from pixnerd_plugin.sampling.noise import draw_noise, picture_generators
+
+
+def load_model(config: Any, checkpoint: str, device: torch.device | str) -> Any:
+    """The mmengine model of a config, ready to sample, with the EMA weights of a checkpoint in any layout."""
+    model = MODELS.build(dict(config.model, loss=None)).to(device).eval()
+    load_into(model.backbone, checkpoint)
+    return model
+
+
+def sample_grid_hook(config: Any) -> Mapping[str, Any]:
+    """The config's ``SampleGridHook``, which says the size of a picture and what to draw.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    hooks = [*config.get('default_hooks', {}).values(), *config.get('custom_hooks', [])]
+    for hook in hooks:
+        if hook and hook['type'] == 'SampleGridHook':
+            return hook
+    raise ValueError(f'{config.filename} has no SampleGridHook to take the picture size from')
+
+
+def picture_size(config: Any) -> tuple[int, int]:
+    """Height and width of the pictures of a config."""
+    size = sample_grid_hook(config)['size']
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def draw_pictures(
+    model: Any, conditions: Mapping[str, Sequence[Any]], seeds: Sequence[int], size: tuple[int, int]
+) -> np.ndarray:
+    """Sample one picture a seed, uint8 ``(B, H, W, 3)``; it depends on its own seed and condition alone.
+
+    Raises:
+        FloatingPointError: if one is not finite; the message names its seed.
+    """
+    generators = picture_generators(seeds)
+    images = model.sample(conditions, draw_noise(generators, (3, *size)), generators=generators)
+    bad = [seed for seed, image in zip(seeds, images, strict=True) if not image.isfinite().all()]
+    if bad:
+        raise FloatingPointError(
+            f'the picture of seed {bad[0]} ({len(bad)} of {len(seeds)} in its batch) has NaN or infinity; '
+            'are the weights whole? A lower guidance_scale or float32 may help'
+        )
+    return to_uint8(images)
+
+
+def digest_weights(net: nn.Module) -> str:
+    """16 hexadecimal digits that identify the weights of a network."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(net.state_dict().items()):
+        sha.update(name.encode())
+        sha.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return sha.hexdigest()[:16]

@@ -1,0 +1,100 @@
+"""The Inception of FID: torch-fidelity's port of TensorFlow's network, with ADM's spatial features."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import io
+import pickle
+import sys
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pixnerd_plugin.evaluation.features import FeatureExtractor, Features
+from pixnerd_plugin.models.frozen import FrozenModel
+from pixnerd_plugin.registry import MODELS
+
+WEIGHTS = 'pt_inception-2015-12-05-6726825d.pth'
+
+
+@MODELS.register_module()
+class InceptionFeatures(FeatureExtractor):
+    """What FID, sFID, IS, precision and recall of papers are measured in.
+
+    ``pool`` is the 2048-wide pooling layer, ``spatial`` the first 7 channels of ``Mixed_6d`` (TensorFlow's
+    ``mixed_6/conv``) flattened height, width, channel, and ``logits`` are those without the bias, as ADM takes them.
+
+    Args:
+        weights: local file with the weights of 2015-12-05 in PyTorch layout; nothing is downloaded.
+
+    Raises:
+        FileNotFoundError, ValueError: the file is missing or holds something else, or torch-fidelity is not installed.
+    """
+
+    name = 'Inception'
+    dim = 2048
+
+    def __init__(self, weights: str | Path):
+        if not Path(weights).is_file():
+            raise FileNotFoundError(
+                f'Inception weights {weights} do not exist: get {WEIGHTS} (release v0.2.0 of torch-fidelity has it as '
+                'weights-inception-2015-12-05-6726825d.pth) and name it by PIXNERD_INCEPTION'
+            )
+        import_network()
+        self.network = FrozenModel(partial(_load, weights))
+
+    def __call__(self, images: Tensor) -> Features:
+        spatial: list[Tensor] = []
+        hook = self.network.module.Mixed_6d.register_forward_hook(lambda module, inputs, maps: spatial.append(maps))
+        try:
+            pool, logits = self.network(images.to(self.network.device))
+        finally:
+            hook.remove()
+        return Features(pool, spatial[0][:, :7].permute(0, 2, 3, 1).flatten(1).float(), logits)
+
+
+def import_network() -> ModuleType:
+    """torch-fidelity's module of the network, without the rest of the package, which needs a working torchvision.
+
+    Raises:
+        ValueError: if torch-fidelity is not installed.
+    """
+    if 'torch_fidelity' in sys.modules:
+        return importlib.import_module('torch_fidelity.feature_extractor_inceptionv3')
+    spec = importlib.util.find_spec('torch_fidelity')
+    if spec is None:
+        raise ValueError(
+            'Inception features need torch-fidelity: pip install --no-deps torch-fidelity (what it depends on beyond '
+            'torch is not needed), or choose another feature_extractor'
+        )
+    # The package's __init__ imports torchvision; an empty package in its place finds the modules as well.
+    package = ModuleType('torch_fidelity')
+    package.__path__ = list(spec.submodule_search_locations or [])
+    sys.modules['torch_fidelity'] = package
+    try:
+        return importlib.import_module('torch_fidelity.feature_extractor_inceptionv3')
+    finally:
+        for name in [name for name in sys.modules if name.split('.')[0] == 'torch_fidelity']:
+            del sys.modules[name]
+
+
+def _load(weights: str | Path) -> nn.Module:
+    try:
+        state = torch.load(weights, map_location='cpu', weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f'{weights} is damaged or not {WEIGHTS}: {reason}') from None
+    # torch-fidelity reads a file without weights_only; it gets what was read with, written again.
+    clean = io.BytesIO()
+    torch.save(state, clean)
+    clean.seek(0)
+    network: Any = import_network().FeatureExtractorInceptionV3
+    try:
+        return network('inception', ['2048', 'logits_unbiased'], feature_extractor_weights_path=clean)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f'{weights} is not {WEIGHTS}: {str(error).strip().splitlines()[0]}') from None

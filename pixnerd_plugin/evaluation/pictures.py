@@ -1,0 +1,223 @@
+"""Pictures to measure, from wherever they are: a folder, ADM's npz, or scikit-learn's digits. Read in batches."""
+
+from __future__ import annotations
+
+import zipfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pixnerd_plugin.datasets.image_folder import checked_folder, list_pictures
+
+ARRAY = 'arr_0.npy'
+STATISTICS = ('mu', 'sigma', 'mu_s', 'sigma_s')
+
+
+class Pictures(ABC):
+    """A list of pictures of one size.
+
+    ``where`` says where they are, ``size`` is (height, width), ``labels`` the class number of each, if known.
+    """
+
+    where: str
+    size: tuple[int, int]
+    labels: Tensor | None = None
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def batches(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Tensor]:
+        """Yield uint8 ``(B, 3, H, W)``: every ``world_size``-th batch, beginning with number ``rank``."""
+
+    def subset(self, indices: Sequence[int]) -> TensorPictures:
+        """Chosen pictures, read into memory, in the given order."""
+        raise NotImplementedError(f'{type(self).__name__} reads its pictures in order only')
+
+
+class FolderPictures(Pictures):
+    """The picture files below a folder, in a fixed order; sub-folders are the classes.
+
+    Args:
+        folder: the folder.
+        crop: cut every picture to this (height, width) square as ADM does; else all must have one size.
+    """
+
+    def __init__(self, folder: str | Path, crop: tuple[int, int] | None = None):
+        self.where = str(folder)
+        root = checked_folder(folder, 'a folder of pictures')
+        self.paths = list_pictures(root)
+        if not self.paths:
+            raise ValueError(f'no pictures below {folder}')
+        if crop is not None and crop[0] != crop[1]:
+            raise ValueError(f'ADM crops squares, and the pictures to compare with are {crop[0]}x{crop[1]}')
+        self.crop = crop
+        self.size = crop or self._read(self.paths[0]).shape[:2]
+        classes = [Path(path).relative_to(root).parts[0] for path in self.paths]
+        if all(Path(root, name).is_dir() for name in set(classes)):
+            numbers = {name: number for number, name in enumerate(sorted(set(classes)))}
+            self.labels = torch.tensor([numbers[name] for name in classes])
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def batches(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Tensor]:
+        for start in range(rank * batch_size, len(self), world_size * batch_size):
+            images = []
+            for path in self.paths[start : start + batch_size]:
+                image = self._read(path)
+                if image.shape[:2] != tuple(self.size):
+                    raise ValueError(
+                        f'{path} is {image.shape[0]}x{image.shape[1]} and the pictures before it are '
+                        f'{self.size[0]}x{self.size[1]}; --center-crop cuts them to one size as ADM does'
+                    )
+                images.append(image)
+            yield to_tensor(np.stack(images))
+
+    def subset(self, indices: Sequence[int]) -> TensorPictures:
+        images = to_tensor(np.stack([self._read(self.paths[index]) for index in indices]))
+        labels = None if self.labels is None else self.labels[list(indices)]
+        return TensorPictures(self.where, images, labels)
+
+    def _read(self, path: str) -> np.ndarray:
+        from PIL import Image
+
+        from pixnerd_plugin.datasets.transforms import adm_center_crop, to_rgb
+
+        try:
+            with Image.open(path) as file:
+                file.load()
+                picture = to_rgb(file)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ValueError(f'{path} cannot be read as a picture: {error}') from None
+        return np.array(picture if self.crop is None else adm_center_crop(picture, self.crop[0]))
+
+
+class NpzPictures(Pictures):
+    """``arr_0`` of an npz as ADM writes it: uint8 ``(N, H, W, 3)``; never held in memory as a whole."""
+
+    def __init__(self, path: str | Path):
+        self.where = str(path)
+        with open_npz(path) as archive:
+            if ARRAY not in archive.namelist():
+                raise ValueError(f'{path} holds no pictures (arr_0), only {", ".join(archive.namelist())}')
+            with archive.open(ARRAY) as stream:
+                self.shape = _read_header(stream, path)
+        self.size = self.shape[1:3]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def batches(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Tensor]:
+        picture = int(np.prod(self.shape[1:]))
+        with open_npz(self.where) as archive, archive.open(ARRAY) as stream:
+            _read_header(stream, self.where)
+            for number, start in enumerate(range(0, len(self), batch_size)):
+                count = min(batch_size, len(self) - start)
+                try:
+                    data = stream.read(count * picture)
+                except (zipfile.BadZipFile, EOFError, OSError) as error:
+                    raise ValueError(f'{self.where} is damaged: {error}; make it again') from None
+                if len(data) < count * picture:
+                    raise ValueError(f'{self.where} ends at picture {start} of {len(self)}; make it again')
+                if number % world_size == rank:
+                    yield to_tensor(np.frombuffer(data, np.uint8).reshape(count, *self.shape[1:]))
+
+
+class TensorPictures(Pictures):
+    """Pictures in memory, uint8 ``(N, 3, H, W)``."""
+
+    def __init__(self, where: str, images: Tensor, labels: Tensor | None = None):
+        self.where, self.images, self.labels = where, images, labels
+        self.size = (images.shape[2], images.shape[3])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batches(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Tensor]:
+        return iter(self.images.split(batch_size)[rank::world_size])
+
+    def subset(self, indices: Sequence[int]) -> TensorPictures:
+        labels = None if self.labels is None else self.labels[list(indices)]
+        return TensorPictures(self.where, self.images[list(indices)], labels)
+
+
+def digit_pictures(split: str, size: tuple[int, int]) -> TensorPictures:
+    """A split, ``'train'`` or ``'test'``, of scikit-learn's digits drawn at ``size``."""
+    from pixnerd_plugin.datasets import DigitsDataset
+
+    dataset = DigitsDataset(size=size[0], split=split)
+    digits = [dataset[index] for index in range(len(dataset))]
+    images = to_tensor(np.stack([digit['img'] for digit in digits]))
+    return TensorPictures(f'digits:{split}', images, torch.tensor([digit['label'] for digit in digits]))
+
+
+def open_pictures(where: str | Path, size: tuple[int, int] | None = None, center_crop: bool = False) -> Pictures:
+    """Open a folder, an npz, ``'digits:train'`` or ``'digits:test'``.
+
+    Args:
+        where: what to open.
+        size: height and width that the pictures must have; digits are drawn at it (32x32 by default).
+        center_crop: cut a folder's pictures to ``size`` as ADM does.
+
+    Raises:
+        FileNotFoundError, ValueError: it is not there, is not readable, or has another size.
+    """
+    if str(where).startswith('digits:'):
+        return digit_pictures(str(where).removeprefix('digits:'), size or (32, 32))
+    if Path(where).is_dir():
+        pictures: Pictures = FolderPictures(where, size if center_crop else None)
+    elif Path(where).is_file():
+        pictures = NpzPictures(where)
+    else:
+        raise FileNotFoundError(f"{where} is neither a folder of pictures nor an npz, nor 'digits:test'")
+    if size is not None and tuple(pictures.size) != tuple(size):
+        hint = '; --center-crop cuts them as ADM does' if Path(where).is_dir() else ''
+        raise ValueError(
+            f'the pictures of {where} are {pictures.size[0]}x{pictures.size[1]}, and those to compare them with '
+            f'{size[0]}x{size[1]}{hint}'
+        )
+    return pictures
+
+
+def load_all(pictures: Pictures) -> tuple[Tensor, Tensor]:
+    """All pictures as uint8 ``(N, 3, H, W)`` and their labels ``(N,)``.
+
+    Raises:
+        ValueError: if their classes are not known.
+    """
+    if pictures.labels is None:
+        raise ValueError(f'{pictures.where}: the classes are not known; expected one sub-folder a class')
+    return torch.cat(list(pictures.batches(1000))), pictures.labels
+
+
+def to_tensor(images: np.ndarray) -> Tensor:
+    """uint8 ``(B, H, W, 3)`` to ``(B, 3, H, W)``."""
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+
+
+def open_npz(path: str | Path) -> zipfile.ZipFile:
+    """Open an npz as the zip archive it is.
+
+    Raises:
+        ValueError: if it is cut short or none.
+    """
+    try:
+        return zipfile.ZipFile(path)
+    except zipfile.BadZipFile:
+        # The directory of a zip archive is at its end, so a file cut short has none.
+        raise ValueError(f'{path} is half-written or no npz; make it again') from None
+
+
+def _read_header(stream: IO[bytes], path: str | Path) -> tuple[int, int, int, int]:
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(stream)
+    if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or fortran or shape[0] == 0:
+        raise ValueError(f'arr_0 of {path} is {dtype} {shape}, and uint8 (N, height, width, 3) is needed')
+    return shape

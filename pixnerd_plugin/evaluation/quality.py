@@ -1,0 +1,182 @@
+"""The image quality of samples against a reference: features gathered from all processes, then the metrics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.dist import all_gather_object, get_dist_info
+from torch import Tensor
+
+from pixnerd_plugin.evaluation.features import FeatureExtractor, Features
+from pixnerd_plugin.evaluation.metrics import Statistics, frechet_distance, inception_score, precision_recall
+from pixnerd_plugin.evaluation.pictures import ARRAY, STATISTICS, Pictures, open_npz, open_pictures
+
+
+@dataclass
+class Reference:
+    """What samples are measured against: pictures, or ADM's statistics of a whole training set, or both."""
+
+    where: str
+    pictures: Pictures | None = None
+    pool: Statistics | None = None
+    spatial: Statistics | None = None
+
+
+def open_reference(
+    where: str, size: tuple[int, int], extractor: FeatureExtractor, center_crop: bool = False
+) -> Reference:
+    """Open a reference and check what can be checked without computing features.
+
+    Args:
+        where: a folder of pictures, ``'digits:test'``, or an npz with ``arr_0`` (pictures) or ``mu``, ``sigma``,
+            ``mu_s`` and ``sigma_s`` (statistics of Inception's features) or both, as ADM's.
+        size: height and width of the samples.
+        extractor: what features are taken with.
+        center_crop: cut a folder's pictures to ``size`` as ADM does.
+
+    Raises:
+        FileNotFoundError, ValueError: it is absent, damaged, of another size or too small.
+    """
+    names: list[str] = []
+    if Path(where).is_file():
+        with open_npz(where) as archive:
+            names = archive.namelist()
+    has_statistics = 'mu.npy' in names
+    if names and not has_statistics and ARRAY not in names:
+        raise ValueError(f'{where} holds neither pictures (arr_0) nor statistics (mu, sigma), only {", ".join(names)}')
+    reference = Reference(where)
+    if has_statistics:
+        if extractor.name != 'Inception':
+            raise ValueError(
+                f'the statistics in {where} are of Inception features, and the feature extractor is {extractor.name}; '
+                'give the reference as pictures'
+            )
+        reference.pool, reference.spatial = _read_statistics(where, extractor.dim)
+    if not names or ARRAY in names:
+        reference.pictures = open_pictures(where, size, center_crop)
+        if reference.pool is None:
+            require_enough(len(reference.pictures), extractor, f'reference {where}')
+    return reference
+
+
+def require_enough(number: int, extractor: FeatureExtractor, what: str) -> None:
+    """Refuse fewer pictures than the features' dimension, before anything is computed.
+
+    Raises:
+        ValueError: then; it names the minimum.
+    """
+    if number <= extractor.dim:
+        raise ValueError(
+            f'{what} has {number} pictures, and with at most {extractor.dim}, the width of the {extractor.name} '
+            f'features, their covariance is singular and a Fréchet distance means nothing: give at least '
+            f'{extractor.dim + 1} (papers use 50,000)'
+        )
+
+
+def measure(
+    samples: Pictures,
+    reference: Reference,
+    extractor: FeatureExtractor,
+    batch_size: int = 64,
+    device: torch.device | str = 'cpu',
+) -> dict[str, float]:
+    """Compute every metric that the features allow; in several processes, each takes a share of the pictures.
+
+    Returns:
+        On rank 0 ``FID`` (``Frechet distance`` where the features are not Inception's), ``sFID``, ``IS``,
+        ``precision``, ``recall``, and ``accuracy`` where labels and classes are known; on the others nothing.
+    """
+    require_enough(len(samples), extractor, f'samples {samples.where}')
+    extractor.to(device)
+    features = extract(samples, extractor, batch_size)
+    known = None if reference.pictures is None else extract(reference.pictures, extractor, batch_size)
+    if features is None:
+        return {}
+    results = compare(features, known, extractor, reference, device)
+    if extractor.num_classes is not None and samples.labels is not None and features.logits is not None:
+        results['accuracy'] = (features.logits.argmax(1) == samples.labels).double().mean().item()
+    return results
+
+
+def compare(
+    samples: Features,
+    known: Features | None,
+    extractor: FeatureExtractor,
+    reference: Reference | None = None,
+    device: torch.device | str = 'cpu',
+) -> dict[str, float]:
+    """The metrics of features against those of known pictures, or against the statistics in ``reference``."""
+    results: dict[str, float] = {}
+    pool = reference.pool if reference is not None else None
+    spatial = reference.spatial if reference is not None else None
+    if pool is None and known is not None:
+        pool = Statistics.of(known.pool)
+        spatial = None if known.spatial is None else Statistics.of(known.spatial)
+    if pool is not None:
+        name = 'FID' if extractor.name == 'Inception' else 'Frechet distance'
+        results[name] = frechet_distance(Statistics.of(samples.pool), pool)
+    if spatial is not None and samples.spatial is not None:
+        results['sFID'] = frechet_distance(Statistics.of(samples.spatial), spatial)
+    if samples.logits is not None:
+        results['IS'] = inception_score(samples.logits)
+    if known is not None:
+        results['precision'], results['recall'] = precision_recall(samples.pool.to(device), known.pool.to(device))
+    return results
+
+
+@torch.no_grad()
+def extract(pictures: Pictures, extractor: FeatureExtractor, batch_size: int = 64) -> Features | None:
+    """Features of all pictures, in their order, on rank 0; this process computes its share of the batches.
+
+    Raises:
+        FloatingPointError: if a feature is not finite.
+    """
+    from tqdm import tqdm
+
+    rank, world_size = get_dist_info()
+    number = -(-len(pictures) // batch_size)
+    own = range(number)[rank::world_size]
+    parts: list[Features] = []
+    batches = pictures.batches(batch_size, rank, world_size)
+    bar = tqdm(batches, f'{extractor.name} of {pictures.where}', len(own), unit='batch', disable=None)
+    for index, batch in zip(own, bar, strict=True):
+        part = extractor(batch)
+        if not all(_is_finite(values) for values in (part.pool, part.spatial, part.logits)):
+            first = index * batch_size
+            raise FloatingPointError(
+                f'{extractor.name} gives NaN or infinity for one of the pictures {first} to {first + len(batch) - 1} '
+                f'of {pictures.where}; are its weights whole?'
+            )
+        parts.append(Features(*(None if v is None else v.cpu() for v in (part.pool, part.spatial, part.logits))))
+    gathered = all_gather_object(parts)
+    if rank != 0:
+        return None
+    return Features.cat([gathered[index % world_size][index // world_size] for index in range(number)])
+
+
+def _is_finite(values: Tensor | None) -> bool:
+    return values is None or bool(values.isfinite().all())
+
+
+def _read_statistics(path: str, dim: int) -> tuple[Statistics, Statistics | None]:
+    found: dict[str, Tensor] = {}
+    # Without allow_pickle, which is off by default, an npz holds numbers and nothing else.
+    with np.load(path) as archive:
+        for name in STATISTICS:
+            if name in archive:
+                try:
+                    found[name] = torch.from_numpy(archive[name]).double()
+                except (ValueError, OSError, EOFError, TypeError) as error:
+                    raise ValueError(f'{name} in {path} is damaged: {error}; get the file again') from None
+    for name, values in found.items():
+        if not values.isfinite().all():
+            raise ValueError(f'{name} in {path} holds NaN or infinity')
+    if 'sigma' not in found or found['mu'].shape != (dim,) or found['sigma'].shape != (dim, dim):
+        shapes = {name: tuple(values.shape) for name, values in found.items()}
+        raise ValueError(f'{path} needs mu ({dim},) and sigma ({dim}, {dim}), and has {shapes}')
+    pool = Statistics(found['mu'], found['sigma'])
+    spatial = Statistics(found['mu_s'], found['sigma_s']) if 'mu_s' in found and 'sigma_s' in found else None
+    return pool, spatial

@@ -1,0 +1,129 @@
+"""Samples on disk: parts while they are drawn, so that nothing is drawn twice, and ADM's samples.npz when all are."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pixnerd_plugin.atomic import atomic_path, remove_leftovers
+from pixnerd_plugin.evaluation.pictures import ARRAY
+
+
+class SampleStore:
+    """Numbered pictures of one run in ``folder``: ``parts/FIRST_STOP.npy``, then ``samples.npz`` and ``samples.json``.
+
+    Args:
+        folder: where to write.
+        run: what decides the pictures (weights, sampler, seed, ...), plain numbers and strings. Pictures of another run
+            are never mixed in.
+        total: how many pictures make the whole.
+        overwrite: throw away what another run left instead of refusing.
+
+    Raises:
+        ValueError: if the folder holds pictures of another run.
+    """
+
+    def __init__(self, folder: str | Path, run: dict[str, Any], total: int, overwrite: bool = False):
+        self.folder = Path(folder)
+        self.parts = self.folder / 'parts'
+        self.npz = self.folder / 'samples.npz'
+        self.description = self.folder / 'samples.json'
+        # As read back: tuples become lists.
+        self.run = json.loads(json.dumps(run))
+        self.total = total
+        self.overwrite = overwrite
+
+    def claim(self) -> None:
+        """Prepare the folder; by one process, before the others write.
+
+        Raises:
+            ValueError: if it holds pictures of another run.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self.folder)
+        if self.description.is_file():
+            other = json.loads(self.description.read_text())['run']
+            different = sorted(key for key in {*other, *self.run} if other.get(key) != self.run.get(key))
+            if different and not self.overwrite:
+                key = different[0]
+                raise ValueError(
+                    f'{self.folder} holds samples of another run: {key} was {other.get(key)} and is now '
+                    f'{self.run.get(key)}; give another --work-dir, or --overwrite'
+                )
+            if different:
+                shutil.rmtree(self.parts, ignore_errors=True)
+                self.npz.unlink(missing_ok=True)
+        if not self.is_complete():
+            self.parts.mkdir(exist_ok=True)
+            remove_leftovers(self.parts)
+        with atomic_path(self.description) as temporary:
+            temporary.write_text(json.dumps(dict(run=self.run), indent=1) + '\n')
+
+    def is_complete(self) -> bool:
+        """Whether ``samples.npz`` is there with all pictures."""
+        if not self.npz.is_file():
+            return False
+        with zipfile.ZipFile(self.npz) as archive, archive.open(ARRAY) as stream:
+            np.lib.format.read_magic(stream)
+            shape, _, _ = np.lib.format.read_array_header_1_0(stream)
+        return shape[0] == self.total
+
+    def missing(self, batch_size: int) -> list[range]:
+        """Runs of at most ``batch_size`` pictures that are not there yet."""
+        done = np.zeros(self.total, bool)
+        for first, stop, _ in self._parts():
+            done[first:stop] = True
+        todo, gaps = np.flatnonzero(~done), []
+        for run in np.split(todo, np.flatnonzero(np.diff(todo) > 1) + 1) if len(todo) else []:
+            start, stop = int(run[0]), int(run[-1]) + 1
+            gaps += [range(first, min(first + batch_size, stop)) for first in range(start, stop, batch_size)]
+        return gaps
+
+    def write(self, numbers: range, images: np.ndarray) -> None:
+        """Keep the pictures ``numbers``, uint8 ``(len(numbers), H, W, 3)``."""
+        with atomic_path(self.parts / f'{numbers.start:08d}_{numbers.stop:08d}.npy') as temporary:
+            np.save(temporary, images)
+
+    def finish(self) -> None:
+        """Join the parts into ``samples.npz`` (``arr_0``, uint8, NHWC), one part in memory at a time.
+
+        Raises:
+            ValueError: if a picture is missing.
+        """
+        if self.is_complete():
+            return
+        gaps = self.missing(self.total)
+        if gaps:
+            raise ValueError(f'{self.parts}: pictures {gaps[0].start} to {gaps[0].stop - 1} are missing; run again')
+        parts = self._parts()
+        picture = np.load(parts[0][2], mmap_mode='r').shape[1:]
+        header = dict(descr='|u1', fortran_order=False, shape=(self.total, *picture))
+        # Not compressed, as numpy.savez: noise and photographs hardly shrink.
+        with (
+            atomic_path(self.npz) as temporary,
+            zipfile.ZipFile(temporary, 'w') as archive,
+            archive.open(ARRAY, 'w', force_zip64=True) as stream,
+        ):
+            np.lib.format.write_array_header_1_0(stream, header)
+            position = 0
+            for first, stop, path in parts:
+                # A part may reach beyond a total made smaller since.
+                stop = min(stop, self.total)
+                if stop > position:
+                    stream.write(np.load(path)[position - first : stop - first].tobytes())
+                    position = stop
+        shutil.rmtree(self.parts)
+
+    def _parts(self) -> list[tuple[int, int, Path]]:
+        found = []
+        for path in self.parts.glob('*.npy'):
+            match = re.fullmatch(r'(\d+)_(\d+)\.npy', path.name)
+            if match:
+                found.append((int(match[1]), int(match[2]), path))
+        return sorted(found)

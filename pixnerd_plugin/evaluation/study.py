@@ -1,0 +1,185 @@
+"""Small studies: train one config in many variants and seeds, measure each the same way, and keep what was measured."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.runner import Runner
+from torch.utils.flop_counter import FlopCounterMode
+
+from pixnerd_plugin.atomic import atomic_path
+from pixnerd_plugin.cli import find_checkpoint, load_config
+from pixnerd_plugin.evaluation.classifier import ClassifierFeatures
+from pixnerd_plugin.evaluation.features import Features
+from pixnerd_plugin.evaluation.generate import draw_pictures, load_model, picture_size
+from pixnerd_plugin.evaluation.pictures import Pictures, TensorPictures, load_all, open_pictures, to_tensor
+from pixnerd_plugin.evaluation.quality import compare, extract, require_enough
+from pixnerd_plugin.registry import MODELS
+
+NUM_KNOWN = 2000
+NUM_HELD_OUT = 500
+BATCH = 100
+
+
+@dataclass
+class Judge:
+    """What samples are scored with: a classifier of the data's classes, and held-out pictures in its features."""
+
+    extractor: ClassifierFeatures
+    test: Pictures
+    """Held-out pictures, at most ``NUM_KNOWN``."""
+    known: Features
+    floor: dict[str, float]
+    """The scores of as many real training pictures as samples are drawn, by which samples are to be read."""
+
+
+def split_of(config: Any, split: str) -> str:
+    """Where the pictures of a config's data set are, ``split`` being ``'train'`` or ``'test'``."""
+    dataset = config.train_dataloader.dataset
+    if dataset.type == 'DigitsDataset':
+        return f'digits:{split}'
+    return str(Path(dataset.data_root).parent / split)
+
+
+def make_judge(config: Any, classifier: str | Path, num: int, seed: int = 0) -> Judge:
+    """Load the classifier and measure the real pictures of a config's data.
+
+    Args:
+        config: names the data.
+        classifier: a file of ``tools/train_classifier.py``.
+        num: number of samples that will be scored.
+        seed: of the choice of training pictures for the floor.
+    """
+    extractor = ClassifierFeatures(classifier)
+    size = picture_size(config)
+    train, test = (open_pictures(split_of(config, split), size) for split in ('train', 'test'))
+    require_enough(num, extractor, 'the sample')
+    generator = torch.Generator().manual_seed(seed)
+    real = train.subset(torch.randperm(len(train), generator=generator)[:num].tolist())
+    test = test.subset(torch.randperm(len(test), generator=generator)[:NUM_KNOWN].tolist())
+    known = _features(test, extractor)
+    return Judge(extractor, test, known, _score(real, extractor, known))
+
+
+def train_variant(path: str, options: Mapping[str, Any], work_dir: Path, seed: int) -> Path:
+    """Train a config with ``options`` (dotted names to values) unless that is done; returns the checkpoint."""
+    config = load_config(path, options)
+    found = find_checkpoint(work_dir)
+    if found is not None and found.stem == f'iter_{config.train_cfg.max_iters}':
+        return found
+    config.work_dir = str(work_dir)
+    config.randomness = dict(config.get('randomness', {}), seed=seed)
+    config.train_dataloader.sampler.seed = seed
+    # mmengine keeps one logger, message hub and visualizer a name.
+    config.experiment_name = f'{work_dir.parent.name}_{work_dir.name}_{time.time_ns()}'
+    if found is not None:
+        config.resume, config.load_from = True, str(found)
+    Runner.from_cfg(config).train()
+    trained = find_checkpoint(work_dir)
+    assert trained is not None
+    return trained
+
+
+def measure_variant(path: str, options: Mapping[str, Any], checkpoint: Path, judge: Judge, num: int) -> dict[str, Any]:
+    """Everything a study compares variants by, of the EMA weights: size, cost, held-out losses, scores of samples.
+
+    ``gflops`` are those of a forward and backward pass over one picture. The held-out losses are over pictures, times
+    and noise that are the same for every variant.
+    """
+    config = load_config(path, options)
+    size = picture_size(config)
+    model = load_model(config, str(checkpoint), 'cpu')
+    result: dict[str, Any] = dict(
+        parameters=sum(p.numel() for p in model.backbone.parameters()), gflops=training_gflops(config)
+    )
+    result |= held_out_losses(config, model.backbone, checkpoint, judge.test)
+    result |= score_samples(model, judge, num, size)
+    return result
+
+
+def training_gflops(config: Any) -> float:
+    """GFLOPs of a forward and backward pass over one picture, attention included."""
+    with torch.device('meta'):
+        net = MODELS.build(config.model.backbone)
+        x = torch.empty(2, net.in_channels, *picture_size(config))
+        with FlopCounterMode(display=False) as counter:
+            net(x, torch.empty(2), torch.zeros(2, dtype=torch.long)).sum().backward()
+    return counter.get_total_flops() / len(x) / 1e9
+
+
+@torch.no_grad()
+def held_out_losses(config: Any, net: Any, checkpoint: Path, test: Pictures) -> dict[str, float]:
+    """The training losses on held-out pictures, without dropped conditions."""
+    loss = MODELS.build(dict(config.model.loss)).eval()
+    state = torch.load(checkpoint, map_location='cpu', weights_only=True)['state_dict']
+    projector = {n.removeprefix('loss.projector.'): w for n, w in state.items() if n.startswith('loss.projector.')}
+    loss.projector.load_state_dict(projector)
+    images, labels = load_all(test)
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randperm(len(images), generator=generator)[:NUM_HELD_OUT]
+    t = torch.randn(len(chosen), generator=generator).sigmoid()
+    noise = torch.randn(len(chosen), *images.shape[1:], generator=generator)
+    totals: dict[str, float] = {}
+    for part in torch.arange(len(chosen)).split(BATCH):
+        batch = images[chosen[part]].float() / 127.5 - 1
+        keep = torch.zeros(len(part), dtype=torch.bool)
+        cond = labels[chosen[part]]
+        losses = loss(net, batch, cond, null_cond=cond, noise=noise[part], t=t[part], drop_mask=keep)
+        for name, value in losses.items():
+            key = f'held_out_{name.removeprefix("loss_")}'
+            totals[key] = totals.get(key, 0.0) + value.item() * len(part) / len(chosen)
+    return totals
+
+
+def score_samples(model: Any, judge: Judge, num: int, size: tuple[int, int], seed: int = 0) -> dict[str, float]:
+    """Draw ``num`` pictures, classes taking turns, and score them."""
+    labels = torch.arange(num) % judge.extractor.num_classes
+    pictures = []
+    for part in torch.arange(num).split(BATCH):
+        drawn = draw_pictures(model, dict(label=labels[part]), [seed + int(number) for number in part], size)
+        pictures.append(to_tensor(drawn))
+    return _score(TensorPictures('samples', torch.cat(pictures), labels), judge.extractor, judge.known)
+
+
+def _score(pictures: Pictures, extractor: ClassifierFeatures, known: Features) -> dict[str, float]:
+    features = _features(pictures, extractor)
+    result = compare(features, known, extractor)
+    assert features.logits is not None
+    assert pictures.labels is not None
+    right = features.logits.argmax(1) == pictures.labels
+    return dict(
+        distance=result['Frechet distance'],
+        precision=result['precision'],
+        recall=result['recall'],
+        accuracy=right.double().mean().item(),
+    )
+
+
+def _features(pictures: Pictures, extractor: ClassifierFeatures) -> Features:
+    features = extract(pictures, extractor, BATCH)
+    assert features is not None  # a study runs in one process
+    return features
+
+
+def curves(work_dir: Path) -> dict[str, list[tuple[int, float]]]:
+    """The logged losses of a run, ``loss_flow`` and ``loss_repa``, as (step, value)."""
+    found: dict[str, dict[int, float]] = {}
+    for log in sorted(work_dir.glob('*/vis_data/scalars.json')):
+        for line in log.read_text().splitlines():
+            entry = json.loads(line)
+            for name in ('loss_flow', 'loss_repa'):
+                if name in entry:
+                    found.setdefault(name, {})[entry['step']] = entry[name]
+    return {name: sorted(points.items()) for name, points in found.items()}
+
+
+def save_result(path: Path, result: Mapping[str, Any]) -> None:
+    """Write a result as JSON, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(result, indent=1) + '\n')

@@ -1,0 +1,194 @@
+"""GenEval and DPG-Bench: their prompts, the folders their scorers read, and what the scorers write.
+
+- GenEval (Ghosh et al., 2023): ``OUT/00000/metadata.jsonl`` and ``OUT/00000/samples/0000.png``, a folder a line of its
+  ``evaluation_metadata.jsonl``. Its scorer writes a JSON line a picture, with ``tag`` and ``correct``.
+- DPG-Bench (Hu et al., 2024): four pictures of a prompt as one grid, two by two and without gaps, ``OUT/grids/ID.png``,
+  ``ID`` being the name of the prompt's file. Its scorer appends the scores by category to a text file.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pixnerd_plugin.atomic import atomic_path, remove_leftovers
+from pixnerd_plugin.images import image_grid, save_png
+
+GENEVAL_TASKS = ('single_object', 'two_object', 'counting', 'colors', 'position', 'color_attr')
+DPG_CATEGORIES = ('global', 'entity', 'attribute', 'relation', 'other')
+PICTURES_PER_PROMPT = 4
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to draw: picture ``sample`` of prompt number ``index``, to be written to ``path``."""
+
+    index: int
+    sample: int
+    prompt: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt, its name in the benchmark, and for GenEval its line of metadata."""
+
+    name: str
+    text: str
+    metadata: dict[str, Any] | None = None
+
+
+def read_geneval_prompts(path: str | Path) -> list[Prompt]:
+    """Read GenEval's ``evaluation_metadata.jsonl``.
+
+    Raises:
+        FileNotFoundError, ValueError: it is absent, or a line is not of GenEval's form.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"GenEval's prompts {path} do not exist; they are prompts/evaluation_metadata.jsonl of it"
+        )
+    prompts = []
+    for number, line in enumerate(Path(path).read_text(encoding='utf-8').splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            metadata = json.loads(line)
+            prompts.append(Prompt(f'{len(prompts):05d}', metadata['prompt'], metadata))
+            metadata['tag']
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f'{path}, line {number}: not a JSON object with prompt and tag ({error})') from None
+    if not prompts:
+        raise ValueError(f'{path} has no prompts')
+    return prompts
+
+
+def read_dpg_prompts(folder: str | Path) -> list[Prompt]:
+    """Read DPG-Bench's prompts, one text file each.
+
+    Raises:
+        FileNotFoundError, ValueError: there are none, one is empty, or a name is ambiguous to the scorer.
+    """
+    paths = sorted(Path(folder).glob('*.txt')) if Path(folder).is_dir() else []
+    if not paths:
+        raise FileNotFoundError(
+            f"no DPG-Bench prompts *.txt in {folder}; they are dpg_bench/prompts of ELLA's repository"
+        )
+    prompts = []
+    for path in paths:
+        text = ' '.join(path.read_text(encoding='utf-8').split())
+        if not text:
+            raise ValueError(f'{path} is empty')
+        if '.' in path.stem:
+            raise ValueError(f"{path}: DPG-Bench's scorer takes a name up to its first point; rename it")
+        prompts.append(Prompt(path.stem, text))
+    return prompts
+
+
+def geneval_jobs(prompts: list[Prompt], out: Path, num: int) -> list[Job]:
+    """Write each prompt's ``metadata.jsonl`` and return its pictures."""
+    jobs = []
+    for index, prompt in enumerate(prompts):
+        folder = out / prompt.name
+        jobs += [Job(index, k, prompt.text, folder / 'samples' / f'{k:04d}.png') for k in range(num)]
+    return jobs
+
+
+def write_geneval_metadata(prompts: list[Prompt], out: Path) -> None:
+    for prompt in prompts:
+        with atomic_path(out / prompt.name / 'metadata.jsonl') as temporary:
+            temporary.write_text(json.dumps(prompt.metadata), encoding='utf-8')
+
+
+def dpg_jobs(prompts: list[Prompt], out: Path, num: int = PICTURES_PER_PROMPT) -> list[Job]:
+    """The single pictures, which stay beside the grids so that nothing is drawn twice."""
+    pictures = out / 'pictures'
+    return [
+        Job(index, k, prompt.text, pictures / f'{prompt.name}_{k}.png')
+        for index, prompt in enumerate(prompts)
+        for k in range(num)
+    ]
+
+
+def write_dpg_grids(prompts: list[Prompt], out: Path) -> None:
+    """Join each prompt's four pictures, row by row.
+
+    Raises:
+        ValueError: if one is missing.
+    """
+    grids = out / 'grids'
+    grids.mkdir(parents=True, exist_ok=True)
+    # Whatever lies in this folder, the scorer takes for a picture.
+    remove_leftovers(grids)
+    for prompt in prompts:
+        paths = [out / 'pictures' / f'{prompt.name}_{k}.png' for k in range(PICTURES_PER_PROMPT)]
+        absent = [path for path in paths if not path.is_file()]
+        if absent:
+            raise ValueError(f'{absent[0]} is missing; run the command again')
+        save_png(grids / f'{prompt.name}.png', image_grid(np.stack([_pixels(path) for path in paths]), 2, gap=0))
+
+
+def is_drawn(job: Job, parameters: str) -> bool:
+    """Whether the picture is there, drawn with these parameters."""
+    if not job.path.is_file():
+        return False
+    with Image.open(job.path) as picture:
+        return picture.info.get('pixnerd') == parameters
+
+
+def _pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.array(picture.convert('RGB'))
+
+
+def read_geneval_scores(path: str | Path) -> dict[str, float]:
+    """Read the ``results.jsonl`` of GenEval's ``evaluate_images.py``: shares of correct pictures by task.
+
+    Returns:
+        The six tasks in the paper's order, and ``overall``, the mean over tasks.
+
+    Raises:
+        FileNotFoundError, ValueError: it is absent, of another form, or lacks a task.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"GenEval's results {path} do not exist; its evaluation/evaluate_images.py writes them")
+    correct: dict[str, list[bool]] = {}
+    for number, line in enumerate(Path(path).read_text(encoding='utf-8').splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            correct.setdefault(entry['tag'], []).append(bool(entry['correct']))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f'{path}, line {number}: not a result of GenEval ({error})') from None
+    absent = [task for task in GENEVAL_TASKS if task not in correct]
+    if absent:
+        raise ValueError(f'{path} has no pictures of the task {absent[0]}; score all prompts')
+    scores = {task: float(np.mean(correct[task])) for task in GENEVAL_TASKS}
+    return scores | {'overall': float(np.mean(list(scores.values())))}
+
+
+def read_dpg_scores(path: str | Path) -> dict[str, float]:
+    """Read the results file of DPG-Bench's ``compute_dpg_bench.py``: scores of 100 by category, and ``average``.
+
+    Raises:
+        FileNotFoundError, ValueError: it is absent, or the scorer had not ended.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"DPG-Bench's results {path} do not exist; its compute_dpg_bench.py writes them")
+    text = Path(path).read_text(encoding='utf-8')
+    average = re.findall(r'^DPG-Bench score: ([\d.]+)', text, re.MULTILINE)
+    level = re.findall(r'^L1 category scores:\n((?:\t.*\n)+)', text, re.MULTILINE)
+    if not average or not level:
+        raise ValueError(f'{path} has no summary at its end; has the scorer ended?')
+    found = {name.lower(): float(value) for name, value in re.findall(r'\t([\w ]+): ([\d.]+)', level[-1])}
+    absent = [category for category in DPG_CATEGORIES if category not in found]
+    if absent:
+        raise ValueError(f'{path} has no score of the category {absent[0]}; score all prompts')
+    return {category: found[category] for category in DPG_CATEGORIES} | {'average': float(average[-1])}

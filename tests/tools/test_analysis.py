@@ -1,0 +1,83 @@
+"""tools/analysis_tools/solver_error.py and sweep.py on networks that know nothing."""
+
+import json
+import runpy
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pixnerd_plugin.cli import load_config
+from pixnerd_plugin.evaluation.classifier import SmallConvNet, save_classifier
+from pixnerd_plugin.evaluation.study import training_gflops
+from pixnerd_plugin.registry import MODELS
+from tests.training import ROOT
+
+TOOLS = ROOT / 'tools/analysis_tools'
+SMALL = ROOT / 'mm_configs/ablations/digits_small.py'
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    def run_tool(name, *arguments):
+        monkeypatch.setattr(sys, 'argv', [name, *map(str, arguments)])
+        runpy.run_path(str(TOOLS / name), run_name='__main__')
+        return capsys.readouterr().out
+
+    return run_tool
+
+
+def test_the_order_of_convergence_is_found():
+    fitted_order = runpy.run_path(str(TOOLS / 'solver_error.py'))['fitted_order']
+    steps = [5, 10, 20, 50, 100]
+    for order in (1, 2, 4):
+        assert fitted_order(steps, [3 * n**-order for n in steps]) == pytest.approx(order)
+    # The coarsest steps, where no order shows yet, do not count.
+    assert fitted_order(steps, [1, 1, *(n**-2 for n in steps[2:])]) == pytest.approx(2)
+
+
+def test_solvers_of_higher_order_come_closer(run, tmp_path):
+    torch.manual_seed(0)
+    head = dict(type='NeuralFieldHead', width=4, depth=1)
+    net = MODELS.build(dict(type='PixNerdDiT', dim=16, depth=1, num_heads=2, patch_size=4, num_classes=10, head=head))
+    torch.nn.init.normal_(net.head.proj.weight)
+    sampling = dict(type='AdamsFlowSampler', num_steps=4, guidance_scale=1.5, guidance_interval=(0.0, 0.6), timeshift=1)
+    metadata = dict(architecture=net.architecture(), sampling=sampling, resolution=8)
+    save_file(net.state_dict(), tmp_path / 'net.safetensors', {'pixnerd': json.dumps(metadata)})
+    arguments = ['--steps', 4, 8, 16, '--reference-steps', 64, '--num', 2, '--device', 'cpu', '--out', tmp_path / 'out']
+    printed = run('solver_error.py', tmp_path / 'net.safetensors', *arguments)
+    errors = json.loads((tmp_path / 'out/errors.json').read_text())['errors']
+    assert list(errors) == ['guidance 1.5 at every time', 'guidance 1.5 in (0.0, 0.6)']
+    smooth = errors['guidance 1.5 at every time']
+    assert smooth['Euler = Adams 1'][0] > smooth['Euler = Adams 1'][-1] > smooth['Heun'][-1]
+    assert smooth['Euler = Adams 1'][-1] > smooth['Adams 2'][-1]
+    assert '| Adams 4 |' in printed
+    assert (tmp_path / 'out/strips.png').is_file()
+
+
+@pytest.mark.parametrize('measure', ['parameters', 'flops'])
+def test_the_linear_head_gets_what_the_field_spends(measure):
+    tool = runpy.run_path(str(TOOLS / 'sweep.py'))
+    config = load_config(SMALL)
+    name = dict(parameters='equal parameters', flops='equal compute')[measure]
+    variants = tool['trained_variants']('head', config)
+    field, linear = (load_config(SMALL, variants[key]) for key in ('field, patch 16', f'linear, {name}, patch 16'))
+    assert linear.model.backbone.head == dict(type='LinearHead')
+    cost = tool['count_parameters'] if measure == 'parameters' else training_gflops
+    assert cost(linear) == pytest.approx(cost(field), rel=0.01)
+
+
+@pytest.mark.slow
+def test_a_sweep_trains_measures_draws_and_goes_on(run, tmp_path):
+    classifier = tmp_path / 'classifier.safetensors'
+    save_classifier(SmallConvNet(10).eval(), classifier, class_names=list('0123456789'), size=(32, 32), accuracy=0.1)
+    arguments = ['coordinates', '--config', SMALL, '--seeds', 0, '--iters', 21, '--samples', 100]
+    arguments += ['--classifier', classifier, '--out', tmp_path / 'out']
+    printed = run('sweep.py', *arguments)
+    assert '| coordinates dct | 1 |' in printed
+    assert '| *real training pictures* |' in printed
+    result = json.loads((tmp_path / 'out/coordinates_sincos/seed_0/result.json').read_text())
+    assert {'held_out_flow', 'distance', 'accuracy', 'precision', 'recall', 'gflops', 'parameters'} <= result.keys()
+    assert (tmp_path / 'out/coordinates.png').is_file()
+    assert 'Training' not in run('sweep.py', *arguments)

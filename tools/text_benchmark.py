@@ -1,0 +1,149 @@
+#!/usr/bin/env python
+"""Draw the pictures of GenEval and DPG-Bench where their scorers look for them, and read what the scorers write.
+
+geneval, dpg: draw, on one process or several (torchrun); pictures already there are kept. The prompts are your copy of
+the benchmark's. table: the rows of the paper's Tables 4 and 5 from the scorers' outputs.
+
+    tools/text_benchmark.py geneval mm_configs/pixnerd_xxl16_t2i_512.py T2I.ckpt prompts/evaluation_metadata.jsonl
+    tools/text_benchmark.py dpg mm_configs/pixnerd_xxl16_t2i_512.py T2I.ckpt ELLA/dpg_bench/prompts
+    tools/text_benchmark.py table --geneval results.jsonl --dpg results.txt
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from mmengine.config import DictAction
+
+# Quoted from the paper (PixelNerd-XXL/16), in the order of its columns.
+PAPER_GENEVAL = (0.97, 0.86, 0.44, 0.83, 0.71, 0.53, 0.73)
+PAPER_DPG = (80.5, 87.9, 87.2, 91.3, 72.8, 80.9)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest='command', required=True)
+    for name, prompts in (('geneval', 'evaluation_metadata.jsonl'), ('dpg', 'folder of prompts, *.txt')):
+        command = commands.add_parser(name, help=f'draw; prompts: {prompts}')
+        command.add_argument('config', help='config file of a text-to-image model')
+        command.add_argument('checkpoint', help='its weights, published or trained; the EMA is used')
+        command.add_argument('prompts', type=Path, help=prompts)
+        command.add_argument('--out', type=Path, help=f'folder to write ({name})', default=Path(name))
+        command.add_argument('--seed', type=int, default=0, help='seed of the first picture of every prompt (0)')
+        command.add_argument('--batch-size', type=int, default=8, help='pictures sampled at once by a process (8)')
+        command.add_argument('--limit', type=int, help='only the first so many prompts')
+        command.add_argument(
+            '--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE', help='replace entries'
+        )
+        command.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    table = commands.add_parser('table', help="the paper's Tables 4 and 5")
+    table.add_argument('--geneval', type=Path, metavar='JSONL', help='output of evaluate_images.py')
+    table.add_argument('--dpg', type=Path, metavar='TXT', help='output of compute_dpg_bench.py')
+    table.add_argument('--name', default='this model', help='name of the row')
+    return parser.parse_args()
+
+
+def draw(args: argparse.Namespace) -> None:
+    from mmengine.device import get_device
+    from mmengine.dist import barrier, get_dist_info, init_dist, is_distributed
+    from mmengine.registry import init_default_scope
+    from tqdm import tqdm
+
+    import pixnerd_plugin.training  # noqa: F401 (registers what configs name)
+    from pixnerd_plugin.checkpoints import read_checkpoint
+    from pixnerd_plugin.cli import hide_broken_torchvision, load_config, set_up_processes, tear_down_processes
+    from pixnerd_plugin.evaluation import text_benchmarks as benchmarks
+    from pixnerd_plugin.evaluation.generate import digest_weights, draw_pictures, load_model, picture_size
+    from pixnerd_plugin.images import save_png
+
+    if args.batch_size < 1:
+        raise ValueError(f'--batch-size must be at least 1, got {args.batch_size}')
+    read = benchmarks.read_geneval_prompts if args.command == 'geneval' else benchmarks.read_dpg_prompts
+    make_jobs = benchmarks.geneval_jobs if args.command == 'geneval' else benchmarks.dpg_jobs
+    prompts = read(args.prompts)[: args.limit]
+    read_checkpoint(args.checkpoint)  # ends here if it cannot be read
+    hide_broken_torchvision()
+    config = load_config(args.config, args.cfg_options)
+    size = picture_size(config)
+    set_up_processes(config, args.launcher)
+    if args.launcher != 'none' and not is_distributed():
+        init_dist(args.launcher)
+    init_default_scope('pixnerd')
+    model = load_model(config, args.checkpoint, get_device())
+    if hasattr(model.conditioner, 'num_classes'):
+        raise ValueError(f'{args.config} draws classes, and {args.command} is a benchmark of prompts')
+
+    common = dict(weights=digest_weights(model.backbone), sampler=model.sampler.config(), size=size)
+
+    def parameters(job) -> str:
+        return json.dumps(dict(common, prompt=job.prompt, seed=args.seed + job.sample))
+
+    rank, world_size = get_dist_info()
+    jobs = make_jobs(prompts, args.out, benchmarks.PICTURES_PER_PROMPT)
+    own = jobs[rank::world_size]
+    todo = [job for job in own if not benchmarks.is_drawn(job, parameters(job))]
+    if len(todo) < len(own) and rank == 0:
+        print(f'{len(own) - len(todo)} of {len(own)} pictures are there already')
+    with tqdm(total=len(todo), desc=args.command, unit='picture', disable=None if rank == 0 else True) as bar:
+        for start in range(0, len(todo), args.batch_size):
+            batch = todo[start : start + args.batch_size]
+            # Picture k of every prompt starts from the same noise, as in the release.
+            seeds = [args.seed + job.sample for job in batch]
+            images = draw_pictures(model, dict(text=[job.prompt for job in batch]), seeds, size)
+            for job, image in zip(batch, images, strict=True):
+                save_png(job.path, image, dict(pixnerd=parameters(job)))
+            bar.update(len(batch))
+    barrier()
+    if rank == 0:
+        finish(args, prompts, size)
+    tear_down_processes()
+
+
+def finish(args: argparse.Namespace, prompts: list, size: tuple[int, int]) -> None:
+    """Write what belongs to the pictures, and say how to score them."""
+    from pixnerd_plugin.evaluation import text_benchmarks as benchmarks
+
+    print(f'{len(prompts)} prompts in {args.out}; score them with the benchmark itself:')
+    if args.command == 'geneval':
+        benchmarks.write_geneval_metadata(prompts, args.out)
+        print(f'  python evaluation/evaluate_images.py {args.out} --outfile results.jsonl --model-path DETECTOR')
+    else:
+        benchmarks.write_dpg_grids(prompts, args.out)
+        print(
+            f'  accelerate launch dpg_bench/compute_dpg_bench.py --image-root-path {args.out / "grids"} '
+            f'--resolution {size[0]} --pic-num {benchmarks.PICTURES_PER_PROMPT} --res-path results.txt'
+        )
+
+
+def table(args: argparse.Namespace) -> None:
+    from pixnerd_plugin.evaluation import text_benchmarks as benchmarks
+
+    if not args.geneval and not args.dpg:
+        raise ValueError('give --geneval JSONL, --dpg TXT, or both')
+    if args.geneval:
+        scores = benchmarks.read_geneval_scores(args.geneval)
+        header = ('Sin.Obj.', 'Two.Obj.', 'Counting', 'Colors', 'Pos', 'Color.Attr.', 'Overall')
+        print_rows('GenEval (Table 4)', header, args.name, list(scores.values()), PAPER_GENEVAL, '{:.2f}')
+    if args.dpg:
+        scores = benchmarks.read_dpg_scores(args.dpg)
+        header = ('Global', 'Entity', 'Attribute', 'Relation', 'Other', 'Average')
+        print_rows('DPG-Bench (Table 5)', header, args.name, list(scores.values()), PAPER_DPG, '{:.1f}')
+
+
+def print_rows(title: str, header: tuple, name: str, values: list[float], paper: tuple, form: str) -> None:
+    print(f'\n| {title} | ' + ' | '.join(header) + ' |')
+    print('|---|' + '---|' * len(header))
+    for row, numbers in ((name, values), ('*PixNerd-XXL/16, as the paper has it*', paper)):
+        print(f'| {row} | ' + ' | '.join(form.format(number) for number in numbers) + ' |')
+
+
+if __name__ == '__main__':
+    arguments = parse_args()
+    # Only now, because it imports torch: --help answers at once.
+    from pixnerd_plugin.cli import one_line_errors
+
+    with one_line_errors():
+        if arguments.command == 'table':
+            table(arguments)
+        else:
+            draw(arguments)
