@@ -2,17 +2,16 @@
 
 from mmengine import registry as mmengine
 
-from . import datasets, hooks, loops, optim
+from . import datasets, hooks, log_processor, loops, optim
 from .models import algorithm
 from .registry import SCOPE
 
-__all__ = ['algorithm', 'datasets', 'hooks', 'loops', 'optim']
+__all__ = ['algorithm', 'datasets', 'hooks', 'log_processor', 'loops', 'optim']
 
 # A Runner looks in these too. Nothing of ours is in them, but mmengine warns about each that has no child in its scope.
 for _parent in (
     mmengine.EVALUATOR,
     mmengine.FUNCTIONS,
-    mmengine.LOG_PROCESSORS,
     mmengine.MODEL_WRAPPERS,
     mmengine.OPTIMIZERS,
     mmengine.PARAM_SCHEDULERS,
