@@ -16,7 +16,7 @@ from mmengine.runner import BaseLoop
 
 from pixnerd_plugin.atomic import atomic_path
 from pixnerd_plugin.plain import plain
-from pixnerd_plugin.preemption import Preemption, ignored_by_workers
+from pixnerd_plugin.preemption import Preemption
 from pixnerd_plugin.registry import LOOPS
 
 _MAX_WORKER_RESTARTS = 3
@@ -38,8 +38,8 @@ class ResumableTrainLoop(BaseLoop):
     iteration draws from generators seeded with (seed, rank, iteration), so that time and noise differ on every rank and
     do not depend on what happened before.
 
-    SIGTERM saves a checkpoint after the step at hand and ends the loop, with ``preempted`` set. Data workers that die
-    are started again. When training stops because nothing is finite any more, the last batches are saved for study.
+    SIGTERM saves a checkpoint after the step at hand and ends the loop, with ``preempted`` set. Data workers that die,
+    of a lack of memory or because Slurm sends SIGTERM to them too, are started again. When training stops because nothing is finite any more, the last batches are saved for study.
 
     Args:
         max_iters: iterations to train for; with gradient accumulation, several make an optimiser step.
@@ -61,7 +61,6 @@ class ResumableTrainLoop(BaseLoop):
         self._iter = 0
         self._known_visits = (0, 0)
         self._recent: deque[tuple[int, Any]] = deque(maxlen=2)
-        self.dataloader.worker_init_fn = ignored_by_workers(self.dataloader.worker_init_fn)
         runner.visualizer.dataset_meta = getattr(self.dataloader.dataset, 'metainfo', None)
 
     @property
@@ -103,6 +102,7 @@ class ResumableTrainLoop(BaseLoop):
                 self.run_iter(batch)
                 if self._is_time_to_validate():
                     runner.val_loop.run()
+        self.dataloader._iterator = self._batches = None  # ends the workers
         runner.call_hook('after_train_epoch')
         runner.call_hook('after_train')
         return runner.model

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -77,17 +75,3 @@ class Preemption:
         if stop:
             _stopping.set()
         return stop
-
-
-def ignored_by_workers(init: Callable[[int], None] | None) -> Callable[[int], None]:
-    """A loader's ``worker_init_fn`` under which SIGTERM, which Slurm sends to workers too, does not end them.
-
-    They end with their process, which needs them until it has stopped between two steps.
-    """
-    return partial(_ignore_sigterm, init)
-
-
-def _ignore_sigterm(init: Callable[[int], None] | None, worker: int) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if init is not None:
-        init(worker)

@@ -1,5 +1,16 @@
 """Everything that needs mmengine: importing this registers it, and completes the scope ``pixnerd`` for a Runner."""
 
+import sys
+
+if 'transformers' not in sys.modules:
+    # To register one optimiser, mmengine imports all of transformers, which is half the time a training takes to start.
+    # torch has that one too (TorchAdafactor).
+    sys.modules['transformers'] = None  # type: ignore[assignment]
+    try:
+        import mmengine.optim
+    finally:
+        del sys.modules['transformers']
+
 from mmengine import registry as mmengine
 
 from . import datasets, hooks, log_processor, loops, optim

@@ -7,8 +7,10 @@ Exit codes: 0 done; 1 an error, in one line; 75 asked to stop (SIGTERM), state s
 import argparse
 import os
 import sys
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from mmengine.config import DictAction
 
@@ -41,9 +43,11 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> int:
+    import pixnerd_plugin.training  # noqa: F401 (first: registers what configs name)
+
+    # isort: split
     from mmengine.runner import Runner
 
-    import pixnerd_plugin.training  # noqa: F401 (registers what configs name)
     from pixnerd_plugin.checkpoints import read_checkpoint
     from pixnerd_plugin.cli import hide_broken_torchvision, load_config, set_up_processes, tear_down_processes
     from pixnerd_plugin.preemption import EXIT_REQUEUE, watch
@@ -70,15 +74,16 @@ def main(args: argparse.Namespace) -> int:
     if start_from:
         config.load_from = None
         read_checkpoint(start_from)  # a file that cannot be read ends the run here, before anything is built
-    if args.dry_run:
-        from pixnerd_plugin.dry_run import dry_run
+    with scratch_folder(config) if args.dry_run else nullcontext():
+        runner = Runner.from_cfg(config)
+        if start_from:
+            load_initial_weights(runner.model, start_from)
+        if args.dry_run:
+            from pixnerd_plugin.dry_run import dry_run
 
-        dry_run(config)
-        tear_down_processes()
-        return 0
-    runner = Runner.from_cfg(config)
-    if start_from:
-        load_initial_weights(runner.model, start_from)
+            dry_run(runner)
+            tear_down_processes()
+            return 0
     # mmengine would read the whole checkpoint, some 20 bytes a parameter, into the GPU's memory beside the model.
     runner.resume = partial(runner.resume, map_location='cpu')
     runner.train()
@@ -88,6 +93,14 @@ def main(args: argparse.Namespace) -> int:
     if 'PIXNERD_PREEMPTED' in os.environ:
         Path(os.environ['PIXNERD_PREEMPTED']).touch()  # for tools/dist_train.sh
     return EXIT_REQUEUE
+
+
+@contextmanager
+def scratch_folder(config):
+    """Let all that ``config`` writes go to a folder that is removed afterwards, and its log say warnings only."""
+    with TemporaryDirectory() as folder:
+        config.work_dir, config.log_level, config.visualizer = folder, 'WARNING', dict(type='Visualizer')
+        yield
 
 
 def load_initial_weights(model, path: str) -> None:

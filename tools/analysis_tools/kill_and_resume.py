@@ -7,7 +7,7 @@ checkpoints (weights, averages, optimiser, schedules, history of the logs) and t
 each number of processes, the batch being divided among them; a figure shows all curves.
 
   python tools/analysis_tools/kill_and_resume.py mm_configs/pixnerd_digits.py --processes 1 2 --kills 20 \\
-      --iterations 120 --save-every 5 --batch-size 16
+      --iterations 150 --save-every 5 --batch-size 16
 
 Works on Linux, where it finds the processes in /proc.
 """
@@ -32,7 +32,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='config file, such as mm_configs/pixnerd_digits.py')
     parser.add_argument('--processes', type=int, nargs='+', default=[2], help='numbers of processes to try (2)')
     parser.add_argument('--kills', type=int, default=20, help='how often to kill each run (20)')
-    parser.add_argument('--iterations', type=int, default=120, help='length of the training (120)')
+    parser.add_argument('--iterations', type=int, default=150, help='length of the training (150)')
     parser.add_argument('--save-every', type=int, default=5, help='iterations between checkpoints (5)')
     parser.add_argument('--batch-size', type=int, default=16, help='pictures an iteration, over all processes (16)')
     parser.add_argument('--seed', type=int, default=0, help='seed of the moments (0)')
@@ -42,14 +42,14 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    if args.work_dir.exists():
-        raise ValueError(f'{args.work_dir} exists; give another --work-dir, or remove it')
     moments = random.Random(args.seed)
     runs, same = {}, True
     for processes in args.processes:
         whole, parts = (args.work_dir / f'{processes}_{kind}' for kind in ('whole', 'killed'))
+        if parts.exists():
+            raise ValueError(f'{parts} exists; give another --work-dir, or remove it')
         started = time.perf_counter()
-        finish(start(args, processes, whole), whole)
+        finish(start(args, processes, whole), whole)  # one that is there already is not trained again
         print(f'{processes} processes, in peace: {time.perf_counter() - started:.0f} s', flush=True)
         starts = run_under_fire(args, processes, whole, parts, moments)
         found = differences(whole, parts, args.iterations)
@@ -72,12 +72,14 @@ def run_under_fire(args, processes: int, whole: Path, parts: Path, moments: rand
     pace = sum(entry['time'] for entry in steps.values()) / len(steps)
     starts = []
     for kill in range(args.kills):
-        process, before = start(args, processes, parts), last_line(parts)
-        while last_line(parts) == before:
+        process, before = start(args, processes, parts), newest_log(parts)
+        # So many iterations after the start, and then at any moment of the next one, its checkpoint included.
+        due = moments.randint(1, args.save_every + 2)
+        while (newest := newest_log(parts)) == before or newest.read_bytes().count(b'\n') < due:
             if process.poll() is not None:
                 raise ValueError(f'a start failed or training was over after {kill} kills; see {parts}/output.txt')
-            time.sleep(0.02)
-        time.sleep(moments.uniform(0, 1.5 * args.save_every * pace))
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, pace))
         alive = descendants(process.pid)
         workers = [pid for pid in alive if b'--launcher' in command_line(pid) and b'torch.distributed' not in command_line(pid)]
         one = processes > 1 and workers and moments.random() < 0.5
@@ -125,10 +127,9 @@ def finish(process: subprocess.Popen, work_dir: Path) -> None:
         raise ValueError(f'training ended with exit code {process.returncode}; see {work_dir}/output.txt')
 
 
-def last_line(work_dir: Path) -> tuple[str, int]:
-    """What changes whenever a line is logged: the newest log and its size."""
-    logs = sorted(work_dir.glob('*/vis_data/scalars.json'))
-    return (str(logs[-1]), logs[-1].stat().st_size) if logs else ('', 0)
+def newest_log(work_dir: Path) -> Path | None:
+    """The log of the latest start."""
+    return max(work_dir.glob('*/vis_data/scalars.json'), default=None)
 
 
 def descendants(pid: int) -> list[int]:

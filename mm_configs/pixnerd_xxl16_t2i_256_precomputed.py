@@ -1,0 +1,10 @@
+# PixNerd-XXL/16 at 256 from embeddings computed beforehand (PIXNERD_TEXT, by tools/precompute_text.py): the 3.4 GB of the
+# text encoder, and its time in every step, are saved. The prompts below must be among the captions, or precomputed too.
+_base_ = [
+    '_base_/models/pixnerd_t2i.py',
+    '_base_/datasets/caption_folder_precomputed.py',
+    '_base_/schedules/t2i_200k.py',
+    '_base_/runtime/default.py',
+]
+model = dict(conditioner=dict(_delete_=True, type='StoredTextEmbeddings', folder='{{$PIXNERD_TEXT:data/text}}'))
+custom_hooks = [dict(type='SampleGridHook', interval=10_000, conditions=dict(text=[''] * 16), size=256)]
