@@ -12,7 +12,7 @@ import torch
 from pixnerd_plugin.preemption import EXIT_REQUEUE
 from tests.training import CONFIG, ENVIRONMENT, ROOT, assert_same_training_state, load, logged, run_tool, train
 
-FAULTY = dict(type='FaultyLoss', dim=16, projector_dim=16, teacher_dim=16)
+FAULTY = dict(type='FaultyLoss', align_layer=1, dim=16, projector_dim=16, teacher_dim=16)
 
 
 def custom(**hook):
