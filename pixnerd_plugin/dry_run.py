@@ -97,7 +97,9 @@ def _shape(batch: Any) -> str:
 
 def _memory(model: nn.Module, wrapper: Any) -> str:
     weights = sum(p.nbytes for p in model.parameters())
-    state = sum(t.nbytes for moments in wrapper.optimizer.state.values() for t in moments.values() if torch.is_tensor(t))
+    state = sum(
+        t.nbytes for moments in wrapper.optimizer.state.values() for t in moments.values() if torch.is_tensor(t)
+    )
     gradients = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     parts = f'weights {weights / _GIB:.2f}, gradients {gradients / _GIB:.2f}, optimiser {state / _GIB:.2f}'
     if torch.cuda.is_available():

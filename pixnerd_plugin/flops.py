@@ -36,7 +36,7 @@ def peak_flops(name: str | None = None) -> float:
     return next((tflops * 1e12 for known, tflops in PEAK_TFLOPS.items() if known in name), 0.0)
 
 
-def forward_flops(net: nn.Module, size: int | tuple[int, int]) -> int:
+def forward_flops(net: Any, size: int | tuple[int, int]) -> int:
     """FLOPs of one forward pass on one picture, a multiplication and an addition counting two.
 
     Only shapes are computed with: counted on the meta device, where attention counts in full (on a CPU torch's counter

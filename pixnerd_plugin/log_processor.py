@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from mmengine.dist import get_world_size
 from mmengine.model import is_model_wrapper
 from mmengine.runner import LogProcessor

@@ -102,7 +102,8 @@ class ResumableTrainLoop(BaseLoop):
                 self.run_iter(batch)
                 if self._is_time_to_validate():
                     runner.val_loop.run()
-        self.dataloader._iterator = self._batches = None  # ends the workers
+        self.dataloader._iterator = None
+        del self._batches  # ends the workers
         runner.call_hook('after_train_epoch')
         runner.call_hook('after_train')
         return runner.model
@@ -169,7 +170,9 @@ class ResumableTrainLoop(BaseLoop):
         recent = [dict(iteration=iteration, batch=batch) for iteration, batch in self._recent]
         with atomic_path(path) as temporary:
             torch.save(plain(dict(recent=recent, rank=get_rank(), per_picture=per_picture)), temporary)
-        broken = [f'{name} of {count}' for name, terms in per_picture.items() if (count := int((~terms.isfinite()).sum()))]
+        broken = [
+            f'{name} of {count}' for name, terms in per_picture.items() if (count := int((~terms.isfinite()).sum()))
+        ]
         return f'the last batches are in {path}' + (f', not finite: {", ".join(broken)} pictures' if broken else '')
 
     def _is_time_to_validate(self) -> bool:

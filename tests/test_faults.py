@@ -149,7 +149,16 @@ def test_a_rank_that_hangs_ends_the_others_within_the_timeout(tmp_path):
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, 'tools/train.py', CONFIG, '--work-dir', tmp_path, '--launcher', 'pytorch', '--cfg-options']
+    command = [
+        sys.executable,
+        'tools/train.py',
+        CONFIG,
+        '--work-dir',
+        tmp_path,
+        '--launcher',
+        'pytorch',
+        '--cfg-options',
+    ]
     shared = ENVIRONMENT | dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), WORLD_SIZE='2', LOCAL_WORLD_SIZE='2')
     ranks = [
         subprocess.Popen(

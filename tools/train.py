@@ -36,7 +36,9 @@ def parse_args() -> argparse.Namespace:
         '--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE', help='replace config entries'
     )
     parser.add_argument(
-        '--dry-run', action='store_true', help='build everything, take a few steps, say what training will cost; write nothing'
+        '--dry-run',
+        action='store_true',
+        help='build all, take a few steps, say what training will cost; write nothing',
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     return parser.parse_args()

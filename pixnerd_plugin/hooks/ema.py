@@ -35,9 +35,7 @@ class EMAHook(Hook):
 
     priority = 'NORMAL'
 
-    def __init__(
-        self, decay: float = 0.9999, module: str = 'backbone', interval: int = 1, device: str | None = None
-    ):
+    def __init__(self, decay: float = 0.9999, module: str = 'backbone', interval: int = 1, device: str | None = None):
         if interval < 1:
             raise ValueError(f'interval must be at least 1, got {interval}')
         if not 0 <= decay < 1:
@@ -84,7 +82,9 @@ class EMAHook(Hook):
             self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             shadow = list(self.shadow.values())
-            weights = [p.detach().to(s.device, torch.float32) for p, s in zip(self.parameters.values(), shadow)]
+            weights = [
+                p.detach().to(s.device, torch.float32) for p, s in zip(self.parameters.values(), shadow, strict=False)
+            ]
             torch._foreach_lerp_(shadow, weights, 1 - self.decay**self.interval)
 
     def _wait(self) -> None:

@@ -57,7 +57,9 @@ class ProvenanceHook(Hook):
         if 'visits' in meta and hasattr(runner.train_loop, 'resume_visits'):
             runner.train_loop.resume_visits(meta['iter'], meta['visits'])
         if KEY not in meta:
-            print_log('The checkpoint does not say what it depends on; nothing is compared.', 'current', logging.WARNING)
+            print_log(
+                'The checkpoint does not say what it depends on; nothing is compared.', 'current', logging.WARNING
+            )
             return
         changes = list(differences(meta[KEY], dependencies(runner)))
         if not changes:

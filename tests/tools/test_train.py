@@ -17,7 +17,16 @@ exit {code}
 def test_a_dry_run_says_what_training_costs_and_writes_nothing(tmp_path):
     done = run_tool(*TRAIN, '--work-dir', tmp_path / 'work', '--dry-run')
     assert done.returncode == 0, done.stderr
-    for word in ('parameters', 'fingerprint', 'GiB', 'FLOPs', '6 iterations', 'optimiser steps of 4', 'pictures/s', 'days'):
+    for word in (
+        'parameters',
+        'fingerprint',
+        'GiB',
+        'FLOPs',
+        '6 iterations',
+        'optimiser steps of 4',
+        'pictures/s',
+        'days',
+    ):
         assert word in done.stdout
     assert not (tmp_path / 'work').exists()
 

@@ -15,6 +15,7 @@ Works on Linux, where it finds the processes in /proc.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import signal
@@ -81,14 +82,14 @@ def run_under_fire(args, processes: int, whole: Path, parts: Path, moments: rand
             time.sleep(0.01)
         time.sleep(moments.uniform(0, pace))
         alive = descendants(process.pid)
-        workers = [pid for pid in alive if b'--launcher' in command_line(pid) and b'torch.distributed' not in command_line(pid)]
+        workers = [
+            pid for pid in alive if b'--launcher' in command_line(pid) and b'torch.distributed' not in command_line(pid)
+        ]
         one = processes > 1 and workers and moments.random() < 0.5
         victims = [moments.choice(workers)] if one else [process.pid, *alive]
         for pid in victims:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         process.wait()
         wait_for_end(alive)
         steps = read_scalars(parts)

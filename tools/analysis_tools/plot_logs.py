@@ -31,7 +31,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('runs', nargs='+', metavar='[LABEL=]RUN', help='work folder or scalars.json')
     parser.add_argument('--out', type=Path, default=Path('logs.png'), help='figure, .png, .pdf or .svg (logs.png)')
-    parser.add_argument('--keys', nargs='+', help='scalars to draw (those of %s that vary)' % ', '.join(TITLES))
+    parser.add_argument('--keys', nargs='+', help=f'scalars to draw (those of {", ".join(TITLES)} that vary)')
     parser.add_argument('--smooth', type=int, default=1, help='log lines to average over (1)')
     args = parser.parse_args()
     if args.smooth < 1:
