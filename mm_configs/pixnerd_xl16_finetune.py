@@ -1,4 +1,4 @@
-# Full fine-tuning of PixNerd-XL/16 on pictures of one's own, one folder a class (PIXNERD_PHOTOS/train/CLASS/*.jpg), from
+# Full fine-tuning of PixNerd-XL/16 on one's own pictures, one folder a class (PIXNERD_PHOTOS/train/CLASS/*.jpg), from
 # converted weights (PIXNERD_INIT): docs/finetuning.md. The folders' classes take the places of ImageNet's first ones.
 _base_ = ['_base_/models/pixnerd_c2i.py', '_base_/datasets/imagenet256.py', '_base_/schedules/finetune.py']
 data_root = '{{$PIXNERD_PHOTOS:data/photos}}/train'

@@ -63,15 +63,15 @@ def report(runner: Any, model: Any, batch: Any, step: float, wait: float) -> lis
     lines = [
         f'model     {_parameters(model.backbone)}',
         f'          of it {type(model.backbone.head).__name__} {_count(model.backbone.head):,}'
-        f', projector {_count(model.loss.projector):,}' * hasattr(model.loss, 'projector'),
-        f'data      {len(dataset):,} samples of {type(dataset).__name__}, fingerprint {getattr(dataset, "fingerprint", None)}'
-        f', {getattr(dataset, "num_damaged", 0)} damaged in the first batches',
+        + (f', projector {_count(model.loss.projector):,}' if hasattr(model.loss, 'projector') else ''),
+        f'data      {len(dataset):,} samples of {type(dataset).__name__}, '
+        f'fingerprint {getattr(dataset, "fingerprint", None)}, {getattr(dataset, "num_damaged", 0)} damaged in the first batches',
         f'          a batch is {_shape(batch)}',
         f'memory    {_memory(model, wrapper)}',
         f'FLOPs     {flops / 1e9:.3g} G forward a picture, {3 * flops * batch_size / 1e12:.3g} T a step and process, '
         f'{total / 1e18:.3g} E in all',
-        f'schedule  {loop.max_iters:,} iterations, {-(-loop.max_iters // counts):,} optimiser steps of {images * counts} '
-        f'pictures ({ranks} processes x {batch_size} x {counts} accumulated)',
+        f'schedule  {loop.max_iters:,} iterations, {-(-loop.max_iters // counts):,} optimiser steps of '
+        f'{images * counts} pictures ({ranks} processes x {batch_size} x {counts} accumulated)',
         f'          {images * loop.max_iters:,} pictures, {images * loop.max_iters / len(dataset):.1f} times the data',
         f'rate      {rate:.4g} pictures/s here: {step:.3f} s a step and {wait:.3f} s waiting for data',
         f'          {loop.max_iters * (step + wait) / 86400:.3g} days in all',

@@ -39,7 +39,8 @@ class ResumableTrainLoop(BaseLoop):
     do not depend on what happened before.
 
     SIGTERM saves a checkpoint after the step at hand and ends the loop, with ``preempted`` set. Data workers that die,
-    of a lack of memory or because Slurm sends SIGTERM to them too, are started again. When training stops because nothing is finite any more, the last batches are saved for study.
+    of a lack of memory or because Slurm sends SIGTERM to them too, are started again. When training stops because
+    nothing is finite any more, the last batches are saved for study.
 
     Args:
         max_iters: iterations to train for; with gradient accumulation, several make an optimiser step.

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -81,12 +82,19 @@ def test_a_not_a_number_from_the_teacher_never_reaches_the_weights(tmp_path):
         assert all(tensor.isfinite().all() for tensor in final[key].values())
 
 
-def dist(work_dir, *options, **environment):
+def config_with(folder, **hook):
+    """The tiny config with a hook that sends a signal."""
+    path = folder / 'config.py'
+    path.write_text(f'_base_ = {str(CONFIG)!r}\ncustom_hooks = {custom(**hook)!r}\n')
+    return path
+
+
+def dist(work_dir, *options, config=CONFIG, **environment):
     """Command and environment of a run of two processes."""
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]
-    command = [ROOT / 'tools/dist_train.sh', CONFIG, '2', '--work-dir', work_dir, *options]
+    command = [ROOT / 'tools/dist_train.sh', config, '2', '--work-dir', work_dir, *options]
     return [str(part) for part in command], dict(PORT=str(port), **environment)
 
 
@@ -102,8 +110,8 @@ def whole_pair(tmp_path_factory):
 
 @pytest.mark.slow
 def test_one_rank_that_dies_costs_a_restart_and_nothing_else(tmp_path, whole_pair):
-    hook = f'[dict(type="SignalHook", at=4, number="SIGKILL", rank=1, once="{tmp_path}/killed")]'
-    command, environment = dist(tmp_path, '--cfg-options', f'custom_hooks={hook}', MAX_RESTARTS='1')
+    config = config_with(tmp_path, at=4, number='SIGKILL', rank=1, once=str(tmp_path / 'killed'))
+    command, environment = dist(tmp_path, config=config, MAX_RESTARTS='1')
     done = run_tool(*command, **environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / 'killed').exists()
@@ -144,21 +152,12 @@ def test_a_fault_on_one_rank_is_skipped_and_counted_on_all(tmp_path):
 
 @pytest.mark.slow
 def test_a_rank_that_hangs_ends_the_others_within_the_timeout(tmp_path):
-    hook = '[dict(type="SignalHook", at=2, number="SIGSTOP", rank=1)]'
-    options = [f'custom_hooks={hook}', 'env_cfg.dist_cfg.timeout=15']
+    config = config_with(tmp_path, at=2, number='SIGSTOP', rank=1)
+    options = ['--cfg-options', 'env_cfg.dist_cfg.timeout=15']
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]
-    command = [
-        sys.executable,
-        'tools/train.py',
-        CONFIG,
-        '--work-dir',
-        tmp_path,
-        '--launcher',
-        'pytorch',
-        '--cfg-options',
-    ]
+    command = [sys.executable, 'tools/train.py', config, '--work-dir', tmp_path, '--launcher', 'pytorch']
     shared = ENVIRONMENT | dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), WORLD_SIZE='2', LOCAL_WORLD_SIZE='2')
     ranks = [
         subprocess.Popen(
@@ -171,7 +170,7 @@ def test_a_rank_that_hangs_ends_the_others_within_the_timeout(tmp_path):
         for rank in range(2)
     ]
     try:
-        while open(f'/proc/{ranks[1].pid}/stat').read().rsplit(') ')[1][0] != 'T':
+        while Path(f'/proc/{ranks[1].pid}/stat').read_text().rsplit(') ')[1][0] != 'T':
             assert ranks[1].poll() is None
             time.sleep(0.05)
         stopped = time.monotonic()

@@ -11,7 +11,7 @@ def network(**kwargs):
 
 
 def test_attention_counts_although_the_network_is_on_a_cpu():
-    # Two matrix products of L x L x D each, for 64 tokens and two blocks, more than quadruple with four times the tokens.
+    # Two matrix products of L x L x D each, for 64 tokens and two blocks, grow by 16 with four times the tokens.
     small, large = (forward_flops(network(num_classes=10), size) for size in (64, 128))
     attention = 2 * 2 * 2 * 64**2 * 64
     assert large - 4 * small == pytest.approx(16 * attention - 4 * attention, rel=0.15)

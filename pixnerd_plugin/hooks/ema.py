@@ -21,9 +21,10 @@ PREFIX = 'module.'
 class EMAHook(Hook):
     """Keep ``shadow = decay * shadow + (1 - decay) * weights`` in float32, after every optimiser step.
 
-    On a GPU the average is computed on a stream of its own, beside the next forward and backward pass. Only the trainable parameters of one module are followed, so neither a frozen teacher nor the loss's projector costs
-    memory. A checkpoint has mmengine's layout: ``state_dict`` holds the averaged weights, which is what just loading it
-    gives, and ``ema_state_dict`` the raw ones, which training goes on from. Validation sees the averaged weights.
+    On a GPU the average is computed on a stream of its own, beside the next forward and backward pass. Only the
+    trainable parameters of one module are followed, so neither a frozen teacher nor the loss's projector costs memory.
+    A checkpoint has mmengine's layout: ``state_dict`` holds the averaged weights, which is what just loading it gives,
+    and ``ema_state_dict`` the raw ones, which training goes on from. Validation sees the averaged weights.
 
     Args:
         decay: share of the old average kept at each step; mmengine's ``momentum`` is ``1 - decay``.

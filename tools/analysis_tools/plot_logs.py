@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Compare training runs: loss, flow matching and alignment apart, gradient norm, learning rate, throughput, loss by time.
+"""Compare training runs: both losses apart and by time, gradient norm, learning rate, throughput.
 
 Each RUN is a work folder (all its starts are joined) or one scalars.json, with a label before it if you like:
 
