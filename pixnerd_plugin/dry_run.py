@@ -65,7 +65,8 @@ def report(runner: Any, model: Any, batch: Any, step: float, wait: float) -> lis
         f'          of it {type(model.backbone.head).__name__} {_count(model.backbone.head):,}'
         + (f', projector {_count(model.loss.projector):,}' if hasattr(model.loss, 'projector') else ''),
         f'data      {len(dataset):,} samples of {type(dataset).__name__}, '
-        f'fingerprint {getattr(dataset, "fingerprint", None)}, {getattr(dataset, "num_damaged", 0)} damaged in the first batches',
+        f'fingerprint {getattr(dataset, "fingerprint", None)}, '
+        f'{getattr(dataset, "num_damaged", 0)} damaged in the first batches',
         f'          a batch is {_shape(batch)}',
         f'memory    {_memory(model, wrapper)}',
         f'FLOPs     {flops / 1e9:.3g} G forward a picture, {3 * flops * batch_size / 1e12:.3g} T a step and process, '
