@@ -1,5 +1,5 @@
-# PixNerd-XXL/16 at 256 from embeddings computed beforehand (PIXNERD_TEXT, by tools/precompute_text.py): saves the 3.4 GB
-# of the text encoder and its time in every step. Prompts of sample grids must be among the captions, or precomputed too.
+# PixNerd-XXL/16 at 256 from embeddings computed beforehand (PIXNERD_TEXT, by tools/precompute_text.py): saves the memory
+# of the text encoder and its time in every step. Prompts of sample grids must be among the captions, or added there.
 _base_ = [
     '_base_/models/pixnerd_t2i.py',
     '_base_/datasets/caption_folder_precomputed.py',
