@@ -1,4 +1,4 @@
-# PixNerd-XXL/16 at 256 from embeddings computed beforehand (PIXNERD_TEXT, by tools/precompute_text.py): saves the memory
+# PixNerd-XXL/16 at 256 from embeddings computed ahead (PIXNERD_TEXT, by tools/precompute_text.py): saves the memory
 # of the text encoder and its time in every step. Prompts of sample grids must be among the captions, or added there.
 _base_ = [
     '_base_/models/pixnerd_t2i.py',
