@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -18,12 +19,15 @@ from typing import Any
 def one_line_errors() -> Iterator[None]:
     """End the program with one line on stderr and exit code 1 for what its user can put right.
 
-    That is every ValueError, OSError and FloatingPointError, and a part that no registry knows. Anything else is a
+    That is every ValueError, OSError and FloatingPointError, too much damaged data, and a part that no registry knows.
+    Anything else is a
     fault of the program and keeps its traceback; PIXNERD_TRACEBACK=1 shows it for all of them.
     """
     try:
         yield
-    except (ValueError, OSError, FloatingPointError, KeyError) as error:
+    except (ValueError, OSError, FloatingPointError, KeyError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and type(error).__name__ != 'TooManyDamaged':
+            raise
         is_unknown_key = isinstance(error, KeyError) and 'registry' not in str(error)
         if is_unknown_key or os.environ.get('PIXNERD_TRACEBACK'):
             raise
@@ -97,7 +101,7 @@ def hide_broken_torchvision() -> None:
 
 
 def set_up_processes(config: Any, launcher: str) -> None:
-    """Prepare ``config`` for one of several processes: on GPUs, or with gloo where there is no CUDA.
+    """Join the group of processes that ``launcher`` started: on GPUs, or with gloo where there is no CUDA.
 
     Raises:
         ValueError: if the launcher's variables are missing or there are more processes than GPUs.
@@ -109,18 +113,22 @@ def set_up_processes(config: Any, launcher: str) -> None:
         return
     if launcher == 'pytorch' and 'LOCAL_RANK' not in os.environ:
         raise ValueError('--launcher pytorch is for processes started by torchrun; use tools/dist_train.sh CONFIG GPUS')
+    settings = dict(config.get('env_cfg', {}).get('dist_cfg', {}))
     if torch.cuda.is_available():
         processes, gpus = int(os.environ.get('LOCAL_WORLD_SIZE', 1)), torch.cuda.device_count()
         if processes > gpus:
             raise ValueError(
                 f'{processes} processes were asked for on a machine with {gpus} GPUs; start at most {gpus}'
             )
+        from mmengine.dist import init_dist
+
+        # As mmengine's Runner would, but before a checkpoint to resume is agreed on.
+        init_dist(launcher, **settings)
         return
     if launcher != 'pytorch':
         raise ValueError(f'--launcher {launcher} needs GPUs and finds none; on CPUs use tools/dist_train.sh')
     # mmengine would choose a CUDA device here, which fails on a CPU build, unless it finds the group already there.
-    timeout = config.get('env_cfg', {}).get('dist_cfg', {}).get('timeout', 1800)
-    torch.distributed.init_process_group('gloo', timeout=timedelta(seconds=timeout))
+    torch.distributed.init_process_group('gloo', timeout=timedelta(seconds=settings.get('timeout', 600)))
     wrapper = config.get('model_wrapper_cfg') or dict(type='MMDistributedDataParallel', broadcast_buffers=False)
     config.model_wrapper_cfg = dict(wrapper, device_ids=None)
 
@@ -137,11 +145,11 @@ def tear_down_processes() -> None:
 
 
 def require_checkpoint(path: str | Path) -> Path:
-    """Return ``path`` if it looks like a whole checkpoint.
+    """Return ``path`` if it is a checkpoint that is whole to the last bit: every part of it is read and summed.
 
     Raises:
         FileNotFoundError: if it does not exist.
-        ValueError: if it is cut short or of another kind.
+        ValueError: if it is cut short, altered, or of another kind.
     """
     path = Path(path)
     if not path.is_file():
@@ -149,22 +157,38 @@ def require_checkpoint(path: str | Path) -> Path:
     # The directory of a zip archive is at its end, so a file cut short has none.
     if not zipfile.is_zipfile(path):
         raise ValueError(f'checkpoint {path} is cut short or no checkpoint; take the one before it')
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # compares the CRC-32 of each tensor with the one it was stored with
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError, zlib.error) as error:
+        raise ValueError(f'checkpoint {path} is damaged ({error}); take the one before it') from None
+    if damaged:
+        raise ValueError(f'checkpoint {path} is damaged: the checksum of {damaged} is wrong; take the one before it')
     return path
 
 
 def find_checkpoint(work_dir: str | Path) -> Path | None:
-    """Return the last checkpoint written in ``work_dir``; if it is damaged, the one before; None if there is none."""
+    """Return the last checkpoint written in ``work_dir``; if it is damaged, the one before; None if there is none.
+
+    Raises:
+        ValueError: if there are some, but all of them are damaged.
+    """
     pointer = Path(work_dir) / 'last_checkpoint'
-    if not pointer.is_file():
-        return None
-    # Only the name: the folder may have been moved since.
-    last = _step(pointer.read_text().strip())
-    candidates = [path for path in Path(work_dir).glob('*.pth') if 0 <= _step(path.name) <= last]
-    for path in sorted(candidates, key=lambda path: _step(path.name), reverse=True):
+    # Only the name in it: the folder may have been moved since. Later ones are of another run in the same folder.
+    last = _step(pointer.read_text().strip()) if pointer.is_file() else -1
+    candidates = [path for path in Path(work_dir).glob('*.pth') if _step(path.name) >= 0]
+    if last >= 0:
+        candidates = [path for path in candidates if _step(path.name) <= last]
+    candidates.sort(key=lambda path: _step(path.name), reverse=True)
+    for path in candidates:
         try:
             return require_checkpoint(path)
         except ValueError as error:
-            print(f'warning: {error}', file=sys.stderr)
+            print(f'CHECKPOINT DAMAGED: {error}', file=sys.stderr)
+    if candidates:
+        raise ValueError(
+            f'all {len(candidates)} checkpoints in {work_dir} are damaged; restore one, or train in another folder'
+        )
     return None
 
 

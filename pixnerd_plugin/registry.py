@@ -63,6 +63,7 @@ OPTIM_WRAPPERS = _child('OPTIM_WRAPPERS')
 OPTIM_WRAPPER_CONSTRUCTORS = _child('OPTIM_WRAPPER_CONSTRUCTORS')
 METRICS = _child('METRICS')
 LOOPS = _child('LOOPS')
+LOG_PROCESSORS = _child('LOG_PROCESSORS')
 
 
 def build(registry: Any, part: Any, **extra: Any) -> Any:

@@ -1,18 +1,28 @@
 """Everything that needs mmengine: importing this registers it, and completes the scope ``pixnerd`` for a Runner."""
 
+import sys
+
+if 'transformers' not in sys.modules:
+    # To register one optimiser, mmengine imports all of transformers, which is half the time a training takes to start.
+    # torch has that one too (TorchAdafactor).
+    sys.modules['transformers'] = None  # type: ignore[assignment]
+    try:
+        import mmengine.optim
+    finally:
+        del sys.modules['transformers']
+
 from mmengine import registry as mmengine
 
-from . import datasets, evaluation, hooks, loops, optim
+from . import datasets, evaluation, hooks, log_processor, loops, optim
 from .models import algorithm
 from .registry import SCOPE
 
-__all__ = ['algorithm', 'datasets', 'evaluation', 'hooks', 'loops', 'optim']
+__all__ = ['algorithm', 'datasets', 'evaluation', 'hooks', 'log_processor', 'loops', 'optim']
 
 # A Runner looks in these too. Nothing of ours is in them, but mmengine warns about each that has no child in its scope.
 for _parent in (
     mmengine.EVALUATOR,
     mmengine.FUNCTIONS,
-    mmengine.LOG_PROCESSORS,
     mmengine.MODEL_WRAPPERS,
     mmengine.OPTIMIZERS,
     mmengine.PARAM_SCHEDULERS,

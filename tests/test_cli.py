@@ -34,6 +34,31 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(work_dir, capsys):
         require_checkpoint(last)
 
 
+def test_a_flipped_bit_is_found_wherever_a_tensor_has_it(tmp_path):
+    path = tmp_path / 'iter_1.pth'
+    torch.save(dict(weight=torch.arange(64.0)), path)
+    whole = path.read_bytes()
+    start = whole.index(torch.arange(64.0).numpy().tobytes())
+    for at in (start, start + 100, start + 255):
+        damaged = bytearray(whole)
+        damaged[at] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match='checksum'):
+            require_checkpoint(path)
+
+
+def test_without_a_pointer_the_newest_whole_checkpoint_counts(work_dir):
+    (work_dir / 'last_checkpoint').unlink()
+    assert find_checkpoint(work_dir).name == 'iter_10.pth'
+
+
+def test_nothing_but_damaged_checkpoints_is_an_error_and_no_new_start(work_dir):
+    for path in work_dir.glob('*.pth'):
+        path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(ValueError, match='all 2 checkpoints'):
+        find_checkpoint(work_dir)
+
+
 def test_there_may_be_no_checkpoint(tmp_path):
     assert find_checkpoint(tmp_path) is None
 

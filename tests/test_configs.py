@@ -6,6 +6,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from pixnerd_plugin.datasets.text_embeddings import TextEmbeddingStore
 from pixnerd_plugin.registry import MODELS
 
 ROOT = Path(__file__).parent.parent
@@ -14,26 +15,33 @@ PARAMETERS = {
     'pixnerd_l16': 452_113_795,
     'pixnerd_xl16': 700_589_219,
     'pixnerd_xl16_512': 700_589_219,
+    'pixnerd_xl16_finetune': 700_589_219,
     'pixnerd_xxl16_t2i_256': 1_171_518_019,
+    'pixnerd_xxl16_t2i_256_precomputed': 1_171_518_019,
+    'pixnerd_xxl16_t2i_finetune': 1_171_518_019,
     'pixnerd_xxl16_t2i_512': 1_171_518_019,
     'pixnerd_xxl16_t2i_512_sft': 1_171_518_019,
 }
 
 
-def build(config: Config) -> torch.nn.Module:
+def build(config: Config, text_embeddings: Path | None = None) -> torch.nn.Module:
     """The model without the weights that a user brings: the teacher's and the text encoder's."""
     model = config.model
     if model.loss.teacher is not None:
         model.loss.teacher = dict(type='DINOv2Teacher', config=dict(hidden_size=768, num_attention_heads=12))
     if model.conditioner.type == 'Qwen3TextEncoder':
         model.conditioner.model = str(ROOT / 'tests/data/qwen3_tiny')
+    if 'precomputed' in model.conditioner:
+        model.conditioner.precomputed = str(text_embeddings)
     with torch.device('meta'):
         return MODELS.build(model)
 
 
 @pytest.mark.parametrize('path', LEAVES, ids=lambda path: path.stem)
-def test_config_builds(path):
-    model = build(Config.fromfile(path))
+def test_config_builds(path, tmp_path):
+    settings = dict(model='qwen3_tiny', max_length='128')
+    TextEmbeddingStore(tmp_path).write('text', [''], torch.zeros(1, 128, 2048, dtype=torch.bfloat16), settings)
+    model = build(Config.fromfile(path), tmp_path)
     assert model.loss.projector[0].in_features == model.backbone.dim
     assert model.loss.align_layer <= model.backbone.depth or model.loss.teacher is None
     if path.stem in PARAMETERS:

@@ -1,20 +1,24 @@
 """Whole training runs: resumed, killed, on several processes. What is resumed equals what was never stopped."""
 
-import json
 import runpy
 import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from pixnerd_plugin import load_backbone
 from pixnerd_plugin.checkpoints.published import to_published
-from tests.training import CONFIG, ENVIRONMENT, ROOT, assert_same_training_state, load, run_tool, train
+from pixnerd_plugin.datasets.shard_scan import scan_shard
+from pixnerd_plugin.datasets.shards import Shard, write_shard_index
+from tests.training import CONFIG, ENVIRONMENT, ROOT, assert_same_training_state, load, logged, run_tool, train
 
 IMAGE_FOLDER = [
     'train_dataloader.dataset.type=ImageFolder',
@@ -35,14 +39,6 @@ def uninterrupted(tmp_path_factory):
         work_dir = tmp_path_factory.mktemp('uninterrupted')
         train(work_dir)
     return work_dir
-
-
-def logged(work_dir):
-    """The logged scalars but times, by iteration, over all starts of a run."""
-    lines = [line for file in sorted(work_dir.glob('*/vis_data/scalars.json')) for line in file.open()]
-    entries = [json.loads(line) for line in lines]
-    assert len({entry['step'] for entry in entries}) == len(entries), 'an iteration was logged twice'
-    return [{key: value for key, value in entry.items() if 'time' not in key} for entry in entries]
 
 
 @pytest.mark.parametrize(
@@ -66,6 +62,72 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, options):
     assert logged(whole) == logged(parts)
     assert (whole / 'noise_0.txt').read_text() == (parts / 'noise_0.txt').read_text()
     assert (whole / 'samples/iter_6.png').read_bytes() == (parts / 'samples/iter_6.png').read_bytes()
+
+
+FOLDER = dict(
+    type='ImageFolder',
+    pipeline=[
+        dict(type='LoadRGB'),
+        dict(type='RandomCropResize', size=16),
+        dict(type='RandomFlip', prob=0.5),
+        dict(type='PackInputs'),
+    ],
+)
+SHARDS = dict(
+    type='ShardDataset',
+    pipeline=[
+        dict(type='LoadRGB'),
+        dict(type='RandomCropResize', size=16),
+        dict(type='RandomCaption'),
+        dict(type='LabelFromText'),
+        dict(type='PackInputs'),
+    ],
+)
+
+
+def write_pictures(root):
+    """Twelve pictures in three class folders, and the same in three tar shards with captions and an index."""
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        folder, stem = root / 'folder' / f'class{i % 3}', f'{i:02d}'
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(folder / f'{stem}.png')
+        (folder / f'{stem}.txt').write_text('1\n2\n3')
+    (root / 'shards').mkdir()
+    found = []
+    for i in range(3):
+        path = root / 'shards' / f'{i}.tar'
+        with tarfile.open(path, 'w') as tar:
+            for file in sorted((root / 'folder' / f'class{i}').iterdir()):
+                tar.add(file, file.name)
+        pairs, _ = scan_shard(str(path))
+        found.append((Shard(path.name, path.stat().st_size, len(pairs)), pairs))
+    write_shard_index(str(root / 'index'), found)
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize('kind', ['folder', 'shards'])
+def test_real_data_goes_on_where_it_was(tmp_path, kind, workers):
+    write_pictures(tmp_path)
+    if kind == 'folder':
+        dataset = FOLDER | dict(data_root=str(tmp_path / 'folder'))
+    else:
+        dataset = SHARDS | dict(data_root=str(tmp_path / 'shards'), index=str(tmp_path / 'index'))
+    sampler = dict(type='ResumableSampler', seed=0, shards_per_block=2 if kind == 'shards' else None)
+    options = {
+        'train_dataloader__dataset': dict(_delete_=True, **dataset),
+        'train_dataloader__sampler': sampler,
+        'train_dataloader__num_workers': workers,
+        'optim_wrapper__accumulative_counts': 2,
+    }
+    train(tmp_path / 'whole', **options)
+    train(tmp_path / 'parts', **options, train_cfg__max_iters=4)
+    time.sleep(1)
+    train(tmp_path / 'parts', **options, resume=True)
+    whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+    assert_same_training_state(load(whole / 'iter_6.pth'), load(parts / 'iter_6.pth'))
+    assert logged(whole) == logged(parts)
+    assert (whole / 'noise_0.txt').read_text() == (parts / 'noise_0.txt').read_text()
 
 
 @pytest.mark.slow
@@ -128,8 +190,6 @@ def test_only_the_last_checkpoints_stay(tmp_path):
 
 
 def test_the_test_command_samples_from_a_checkpoint(tmp_path, uninterrupted):
-    import numpy as np
-
     checkpoint = uninterrupted / 'iter_6.pth'
     arguments = ['tools/test.py', CONFIG, checkpoint, '--num-samples', '12', '--work-dir', tmp_path]
     done = run_tool(sys.executable, *arguments, '--batch-size', '5')

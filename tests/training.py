@@ -1,5 +1,6 @@
 """Helpers for tests that train the tiny network of ``data/tiny_digits.py``."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from mmengine.runner import Runner
 
 import pixnerd_plugin.training  # noqa: F401
 from pixnerd_plugin.cli import find_checkpoint, load_config
+from pixnerd_plugin.logs import is_measured
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / 'tests' / 'data'
@@ -48,6 +50,14 @@ def run_tool(*command: str | Path, **environment: str) -> subprocess.CompletedPr
         text=True,
         timeout=300,
     )
+
+
+def logged(work_dir: Path) -> list[dict]:
+    """The logged scalars but times and rates, by iteration, over all starts of a run."""
+    lines = [line for file in sorted(work_dir.glob('*/vis_data/scalars.json')) for line in file.open()]
+    entries = [json.loads(line) for line in lines]
+    assert len({entry['step'] for entry in entries}) == len(entries), 'an iteration was logged twice'
+    return [{key: value for key, value in entry.items() if not is_measured(key)} for entry in entries]
 
 
 def load(path: Path) -> dict:

@@ -1,14 +1,22 @@
 #!/usr/bin/env python
-"""Train a model from a config."""
+"""Train a model from a config.
+
+Exit codes: 0 done; 1 an error, in one line; 75 asked to stop (SIGTERM), state saved: start again with --resume.
+"""
 
 import argparse
+import os
+import sys
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from mmengine.config import DictAction
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file, such as mm_configs/pixnerd_digits.py')
     parser.add_argument('--work-dir', help='folder for logs, pictures and checkpoints (work_dirs/NAME_OF_CONFIG)')
     parser.add_argument(
@@ -18,6 +26,7 @@ def parse_args() -> argparse.Namespace:
         metavar='CHECKPOINT',
         help='go on from CHECKPOINT or, without one, from the last in the work folder; starts anew if there is none',
     )
+    parser.add_argument('--force', action='store_true', help='resume even if config, versions or data have changed')
     parser.add_argument('--amp', action='store_true', help='bf16 autocast over float32 weights')
     parser.add_argument(
         '--auto-scale-lr', action='store_true', help='scale the learning rate with the batch of all processes'
@@ -26,22 +35,29 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE', help='replace config entries'
     )
+    parser.add_argument(
+        '--dry-run',
+        action='store_true',
+        help='build all, take a few steps, say what training will cost; write nothing',
+    )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     return parser.parse_args()
 
 
-def main(args: argparse.Namespace) -> None:
+def main(args: argparse.Namespace) -> int:
+    import pixnerd_plugin.training  # noqa: F401 (first: registers what configs name)
+
+    # isort: split
     from mmengine.runner import Runner
 
-    import pixnerd_plugin.training  # noqa: F401 (registers what configs name)
     from pixnerd_plugin.checkpoints import read_checkpoint
     from pixnerd_plugin.cli import hide_broken_torchvision, load_config, set_up_processes, tear_down_processes
+    from pixnerd_plugin.preemption import EXIT_REQUEUE, watch
 
+    watch()
     hide_broken_torchvision()
     config = load_config(args.config, args.cfg_options)
     config.work_dir = args.work_dir or config.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
-    if args.resume:
-        set_resume(config, args.resume)
     if args.amp:
         config.optim_wrapper.type = 'Bf16OptimWrapper'
     if args.auto_scale_lr:
@@ -51,16 +67,42 @@ def main(args: argparse.Namespace) -> None:
     if args.seed is not None:
         config.randomness = dict(config.get('randomness', {}), seed=args.seed)
         config.train_dataloader.sampler.seed = args.seed
+    set_up_processes(config, args.launcher)
+    # A run that torchrun starts again after a fault goes on where it was.
+    restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
+    if args.resume or restarted:
+        set_resume(config, args.resume or 'auto', args.force)
     start_from = None if config.get('resume') else config.get('load_from')
     if start_from:
         config.load_from = None
         read_checkpoint(start_from)  # a file that cannot be read ends the run here, before anything is built
-    set_up_processes(config, args.launcher)
-    runner = Runner.from_cfg(config)
-    if start_from:
-        load_initial_weights(runner.model, start_from)
+    with scratch_folder(config) if args.dry_run else nullcontext():
+        runner = Runner.from_cfg(config)
+        if start_from:
+            load_initial_weights(runner.model, start_from)
+        if args.dry_run:
+            from pixnerd_plugin.dry_run import dry_run
+
+            dry_run(runner)
+            tear_down_processes()
+            return 0
+    # mmengine would read the whole checkpoint, some 20 bytes a parameter, into the GPU's memory beside the model.
+    runner.resume = partial(runner.resume, map_location='cpu')
     runner.train()
     tear_down_processes()
+    if not getattr(runner.train_loop, 'preempted', False):
+        return 0
+    if 'PIXNERD_PREEMPTED' in os.environ:
+        Path(os.environ['PIXNERD_PREEMPTED']).touch()  # for tools/dist_train.sh
+    return EXIT_REQUEUE
+
+
+@contextmanager
+def scratch_folder(config):
+    """Let all that ``config`` writes go to a folder that is removed afterwards, and its log say warnings only."""
+    with TemporaryDirectory() as folder:
+        config.work_dir, config.log_level, config.visualizer = folder, 'WARNING', dict(type='Visualizer')
+        yield
 
 
 def load_initial_weights(model, path: str) -> None:
@@ -81,14 +123,29 @@ def load_initial_weights(model, path: str) -> None:
             print(f'The projector of {path} is of another size; the alignment loss starts with a new one.')
 
 
-def set_resume(config, checkpoint: str) -> None:
-    from pixnerd_plugin.cli import find_checkpoint, require_checkpoint
+def set_resume(config, checkpoint: str, force: bool) -> None:
+    """Let ``config`` resume from the checkpoint that rank 0 finds whole."""
+    from mmengine.dist import broadcast_object_list, is_main_process
 
-    found = find_checkpoint(config.work_dir) if checkpoint == 'auto' else require_checkpoint(checkpoint)
+    from pixnerd_plugin.cli import find_checkpoint, require_checkpoint
+    from pixnerd_plugin.hooks.scalars import forget_scalars_after
+
+    outcome = [None]
+    if is_main_process():
+        try:
+            outcome = [find_checkpoint(config.work_dir) if checkpoint == 'auto' else require_checkpoint(checkpoint)]
+        except (ValueError, OSError) as error:
+            outcome = [error]
+    broadcast_object_list(outcome)
+    (found,) = outcome
+    if isinstance(found, Exception):
+        raise found
     if found is None:
-        print(f'No checkpoint in {config.work_dir}; training starts from the beginning.')
+        if is_main_process():
+            print(f'No checkpoint in {config.work_dir}; training starts from the beginning.')
+            forget_scalars_after(config.work_dir, 0)
         return
-    config.resume, config.load_from = True, str(found)
+    config.resume, config.load_from, config.resume_anyway = True, str(found), force
 
 
 if __name__ == '__main__':
@@ -97,4 +154,4 @@ if __name__ == '__main__':
     from pixnerd_plugin.cli import one_line_errors
 
     with one_line_errors():
-        main(arguments)
+        sys.exit(main(arguments))

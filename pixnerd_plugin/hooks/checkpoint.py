@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import HistoryBuffer
 from mmengine.model import is_model_wrapper
-from torch import Tensor
 
 from pixnerd_plugin.atomic import atomic_path, remove_leftovers
 from pixnerd_plugin.checkpoints.load import METADATA_KEY
+from pixnerd_plugin.plain import plain
 from pixnerd_plugin.registry import HOOKS
 
 BACKEND = 'pixnerd.atomic'
@@ -89,6 +87,12 @@ class AtomicCheckpointHook(CheckpointHook):
             hub['log_scalars'][key] = HistoryBuffer(values, counts, self.log_history)
             hub['resumed_keys'][key] = True
 
+    def save_now(self, runner: Any) -> None:
+        """Save between two iterations, outside the schedule; the loop calls this when a scheduler asks it to stop."""
+        name = self.filename_tmpl.format(runner.iter)
+        if self.last_ckpt is None or os.path.basename(self.last_ckpt) != name:
+            self._save_checkpoint_with_step(runner, runner.iter, meta=dict(epoch=runner.epoch, iter=runner.iter))
+
     def _save_checkpoint_with_step(self, runner: Any, step: int, meta: dict[str, Any]) -> None:
         name = self.filename_tmpl.format(step)
         path = self.file_backend.join_path(self.out_dir, name)
@@ -142,24 +146,3 @@ class AtomicCheckpointHook(CheckpointHook):
             runtime_info=info,
             resumed_keys={key: value for key, value in state['resumed_keys'].items() if key in info},
         )
-
-
-def plain(value: Any) -> Any:
-    """Turn numpy values, paths and dict subclasses into what ``torch.load(weights_only=True)`` accepts.
-
-    Raises:
-        TypeError: for an object that has no plain form.
-    """
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if value is None or isinstance(value, Tensor) or type(value) in (bool, int, float, complex, str, bytes):
-        return value
-    if isinstance(value, Mapping):
-        return {plain(key): plain(item) for key, item in value.items()}
-    if type(value) in (list, tuple, set):
-        return type(value)(plain(item) for item in value)
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f'a {type(value).__module__}.{type(value).__qualname__} cannot be stored in a checkpoint')

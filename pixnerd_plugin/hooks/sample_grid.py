@@ -23,7 +23,8 @@ from .ema import EMAHook
 class SampleGridHook(Hook):
     """Sample a grid from the EMA weights every ``interval`` iterations and at the end of training.
 
-    Written to ``work_dir/samples/iter_N.png`` and to the visualizer's backends, by rank 0.
+    Written to ``work_dir/samples/iter_N.png`` and to the visualizer's backends, by rank 0; with ``raw`` also
+    ``iter_N_raw.png``, the same pictures from the weights being trained.
 
     Args:
         interval: iterations between grids.
@@ -32,6 +33,7 @@ class SampleGridHook(Hook):
         seed: seed of the first picture's noise; the next pictures take the numbers after it.
         batch_size: pictures sampled at once.
         columns: pictures in a row of the grid; near a square by default.
+        raw: sample from the raw weights too.
     """
 
     priority = 'LOW'
@@ -44,6 +46,7 @@ class SampleGridHook(Hook):
         seed: int = 0,
         batch_size: int = 16,
         columns: int | None = None,
+        raw: bool = False,
     ):
         counts = {len(values) for values in conditions.values()}
         if len(counts) != 1 or counts == {0}:
@@ -55,6 +58,7 @@ class SampleGridHook(Hook):
         self.seed = seed
         self.batch_size = batch_size
         self.columns = columns
+        self.raw = raw
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         if self.every_n_train_iters(runner, self.interval) or self.is_last_train_iter(runner):
@@ -66,12 +70,17 @@ class SampleGridHook(Hook):
         ema = next((hook for hook in runner.hooks if isinstance(hook, EMAHook)), None)
         model.eval()
         with ema.applied() if ema else nullcontext():
-            images = torch.cat([self._sample(model, start) for start in range(0, self.count, self.batch_size)])
+            self._write(runner, model)
+        if ema and self.raw:
+            self._write(runner, model, '_raw')
         model.train()
+
+    def _write(self, runner: Any, model: Any, suffix: str = '') -> None:
+        images = torch.cat([self._sample(model, start) for start in range(0, self.count, self.batch_size)])
         grid = image_grid(to_uint8(images), self.columns)
         step = runner.iter + 1
-        save_png(Path(runner.work_dir) / 'samples' / f'iter_{step}.png', grid)
-        runner.visualizer.add_image('samples', grid, step)
+        save_png(Path(runner.work_dir) / 'samples' / f'iter_{step}{suffix}.png', grid)
+        runner.visualizer.add_image(f'samples{suffix}', grid, step)
 
     def _sample(self, model: Any, start: int) -> torch.Tensor:
         stop = min(start + self.batch_size, self.count)

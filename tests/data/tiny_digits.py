@@ -1,7 +1,7 @@
-# A network of a few thousand parameters, for tests of training. data/record_noise.py must be importable.
+# A network of a few thousand parameters, for tests of training. The modules of data/ must be importable.
 _base_ = ['../../mm_configs/_base_/runtime/default.py', '../../mm_configs/_base_/datasets/digits.py']
 
-custom_imports = dict(imports=['record_noise'])
+custom_imports = dict(imports=['record_noise', 'faults'])
 model = dict(
     type='PixNerd',
     backbone=dict(

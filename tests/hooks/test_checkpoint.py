@@ -6,7 +6,8 @@ import pytest
 import torch
 from mmengine.fileio import get_file_backend
 
-from pixnerd_plugin.hooks.checkpoint import BACKEND, plain
+from pixnerd_plugin.hooks.checkpoint import BACKEND
+from pixnerd_plugin.plain import plain
 from tests.training import load, train
 
 

@@ -18,8 +18,6 @@ class Model(nn.Module):
 class Wrapper:
     """Stands for an optimiser wrapper with ``counts`` iterations a step."""
 
-    last_step_skipped = False
-
     def __init__(self, counts=1):
         self.counts, self.done = counts, 0
 
@@ -73,11 +71,16 @@ def test_only_the_trainable_parameters_of_the_module_are_followed():
     assert list(hook.shadow) == ['backbone.weight']
 
 
-def test_a_skipped_step_does_not_count():
-    hook, runner = start(Model())
-    runner.optim_wrapper.last_step_skipped = True
-    train(hook, runner, 2)
-    assert hook.steps == 0
+def test_with_an_interval_the_average_moves_as_far_in_fewer_updates():
+    model = Model()
+    hook = EMAHook(0.9, interval=3, device='cpu')
+    runner = SimpleNamespace(model=model, optim_wrapper=Wrapper(), _resume=False, logger=None)
+    hook.before_run(runner)
+    hook.before_train(runner)
+    first = hook.shadow['backbone.weight'].clone()
+    third, sixth = (train(hook, runner, 3)[-1] for _ in range(2))
+    expected = 0.9**6 * first + (1 - 0.9**3) * (0.9**3 * third + sixth)
+    torch.testing.assert_close(hook.shadow['backbone.weight'].double(), expected.double(), rtol=1e-5, atol=1e-6)
 
 
 def test_the_weights_are_exactly_the_same_after_a_look_at_the_average():

@@ -1,6 +1,8 @@
 default_scope = 'pixnerd'
 
 default_hooks = dict(
+    runtime_info=dict(type='ScalarsHook', time_bins=10),
+    provenance=dict(type='ProvenanceHook'),
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=100, log_metric_by_epoch=False),
     param_scheduler=dict(type='ParamSchedulerHook'),
@@ -8,7 +10,8 @@ default_hooks = dict(
     checkpoint=dict(type='AtomicCheckpointHook', interval=10_000, max_keep_ckpts=3, keep_every=100_000),
     sampler_seed=None,  # ResumableSampler never ends, so there are no epochs to seed
 )
-log_processor = dict(by_epoch=False, window_size=100)
+# peak_tflops=312 gives the FLOPs utilisation of a GPU that is not in pixnerd_plugin/flops.py.
+log_processor = dict(type='TrainingLogProcessor', by_epoch=False, window_size=100)
 log_level = 'INFO'
 
 # For Weights & Biases (pip install wandb), inherit _base_/runtime/wandb.py instead of this file.
@@ -17,7 +20,7 @@ visualizer = dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend'),
 env_cfg = dict(
     cudnn_benchmark=False,
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
-    dist_cfg=dict(backend='nccl', timeout=1800),
+    dist_cfg=dict(backend='nccl', timeout=600),  # after so many seconds without one rank, the others stop
 )
 model_wrapper_cfg = dict(type='MMDistributedDataParallel', broadcast_buffers=False, gradient_as_bucket_view=True)
 

@@ -30,6 +30,10 @@ class FlowMatchREPALoss(nn.Module):
         dim, projector_dim, teacher_dim: widths of the projector's three linear layers' ends.
         max_density: above 1, train the field at several densities: ``images`` are then ``max_density`` times the base
             size, and each step draws a density from 1 to it (see :meth:`forward`).
+
+    Attributes:
+        per_picture: of the last call, detached: the times ``t (B,)``, and each loss term ``(B,)`` by its name, whose
+            mean is the term returned. For loss curves by time (paper Fig. 6).
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class FlowMatchREPALoss(nn.Module):
         )
         # In a tuple, so that nn.Module does not take a teacher that is a module for a child.
         self._teacher = (build(MODELS, teacher),)
+        self.per_picture: dict[str, Tensor] = {}
 
     @property
     def teacher(self) -> Callable[[Tensor], Tensor] | None:
@@ -120,10 +125,13 @@ class FlowMatchREPALoss(nn.Module):
         aligned = self.align_layer if teacher_features is not None else None
         out = net(x_t, t, cond, pixels=pixels, positions=positions, feature_layer=aligned)
         prediction, features = out if aligned else (out, None)
-        losses = dict(loss_flow=F.mse_loss(prediction.float(), velocity.float()))
+        prediction, velocity = prediction.float(), velocity.float()
+        losses = dict(loss_flow=F.mse_loss(prediction, velocity))
+        self.per_picture = dict(t=t.detach(), loss_flow=(prediction.detach() - velocity).square().mean((1, 2, 3)))
         if features is not None and teacher_features is not None:
             similarity = F.cosine_similarity(self.projector(features).float(), teacher_features.float(), dim=-1)
             losses['loss_repa'] = self.repa_weight * (1 - similarity).mean()
+            self.per_picture['loss_repa'] = self.repa_weight * (1 - similarity.detach()).mean(1)
         return losses
 
 

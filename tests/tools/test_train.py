@@ -1,0 +1,59 @@
+import os
+import sys
+import time
+
+import pytest
+
+from tests.training import CONFIG, load, run_tool, train
+
+TRAIN = [sys.executable, 'tools/train.py', CONFIG]
+SRUN = """#!/bin/sh
+echo "$@" >> "{folder}/calls"
+exit {code}
+"""
+
+
+@pytest.mark.slow
+def test_a_dry_run_says_what_training_costs_and_writes_nothing(tmp_path):
+    done = run_tool(*TRAIN, '--work-dir', tmp_path / 'work', '--dry-run')
+    assert done.returncode == 0, done.stderr
+    for word in (
+        'parameters',
+        'fingerprint',
+        'GiB',
+        'FLOPs',
+        '6 iterations',
+        'optimiser steps of 4',
+        'pictures/s',
+        'days',
+    ):
+        assert word in done.stdout
+    assert not (tmp_path / 'work').exists()
+
+
+@pytest.mark.slow
+def test_another_recipe_is_refused_unless_forced(tmp_path):
+    train(tmp_path, train_cfg__max_iters=2)
+    time.sleep(1)
+    command = [*TRAIN, '--work-dir', tmp_path, '--resume', '--cfg-options', 'optim_wrapper.optimizer.lr=0.5']
+    done = run_tool(*command)
+    assert done.returncode == 1
+    assert 'optim_wrapper.optimizer.lr was 0.01 and is 0.5' in done.stderr.strip().splitlines()[-1]
+    forced = run_tool(*command, 'train_dataloader.batch_size=2', '--force')
+    assert forced.returncode == 0, forced.stderr[-2000:]
+    # Two iterations of four samples, then four of two: the data goes on where it was.
+    assert load(tmp_path / 'iter_6.pth')['meta']['visits'] == 2 * 4 + 4 * 2
+
+
+@pytest.mark.parametrize(('code', 'job', 'status'), [(75, '17', 0), (75, '', 75), (1, '17', 1), (0, '17', 0)])
+def test_slurm_requeues_what_has_saved_and_nothing_else(tmp_path, code, job, status):
+    for name in ('srun', 'scontrol'):
+        program = tmp_path / name
+        program.write_text(SRUN.format(folder=tmp_path, code=code if name == 'srun' else 0))
+        program.chmod(0o755)
+    environment = dict(PATH=f'{tmp_path}{os.pathsep}{os.environ["PATH"]}', SLURM_JOB_ID=job, SLURM_RESTART_COUNT='1')
+    done = run_tool('tools/slurm_train.sh', 'gpu', 'name', CONFIG, '--seed', '1', **environment)
+    assert done.returncode == status, done.stderr
+    calls = (tmp_path / 'calls').read_text().splitlines()
+    assert calls[0].endswith('--launcher slurm --seed 1 --resume')
+    assert calls[1:] == (['requeue 17'] if code == 75 and job else [])
