@@ -13,7 +13,7 @@ model = dict(
         num_heads=4,
         patch_size=8,
         num_classes=10,
-        # Strokes are smooth: three octaves cannot draw the lattice that the DCT's eight frequencies leave between pixels.
+        # Strokes are smooth: three octaves cannot draw the lattice that eight frequencies leave between pixels.
         head=dict(width=32, depth=2, mlp_ratio=1, coordinates='sincos', num_frequencies=3, alignment='centers'),
     ),
     conditioner=dict(num_classes=10, class_names=list('0123456789')),

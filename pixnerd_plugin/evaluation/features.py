@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,11 +27,15 @@ class Features:
     spatial: Tensor | None = None
     logits: Tensor | None = None
 
+    def cpu(self) -> Features:
+        return Features(self.pool.cpu(), *(None if v is None else v.cpu() for v in (self.spatial, self.logits)))
+
     @staticmethod
     def cat(parts: list[Features]) -> Features:
         names = [field.name for field in fields(Features)]
         columns = {name: [getattr(part, name) for part in parts] for name in names}
-        return Features(**{name: None if column[0] is None else torch.cat(column) for name, column in columns.items()})
+        joined: dict[str, Any] = {n: None if column[0] is None else torch.cat(column) for n, column in columns.items()}
+        return Features(**joined)
 
 
 class FeatureExtractor(ABC):

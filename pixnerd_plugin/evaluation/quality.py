@@ -150,7 +150,7 @@ def extract(pictures: Pictures, extractor: FeatureExtractor, batch_size: int = 6
                 f'{extractor.name} gives NaN or infinity for one of the pictures {first} to {first + len(batch) - 1} '
                 f'of {pictures.where}; are its weights whole?'
             )
-        parts.append(Features(*(None if v is None else v.cpu() for v in (part.pool, part.spatial, part.logits))))
+        parts.append(part.cpu())
     gathered = all_gather_object(parts)
     if rank != 0:
         return None

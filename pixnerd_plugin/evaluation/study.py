@@ -139,10 +139,10 @@ def held_out_losses(config: Any, net: Any, checkpoint: Path, test: Pictures) -> 
 
 def score_samples(model: Any, judge: Judge, num: int, size: tuple[int, int], seed: int = 0) -> dict[str, float]:
     """Draw ``num`` pictures, classes taking turns, and score them."""
-    labels = torch.arange(num) % judge.extractor.num_classes
+    labels = torch.arange(num) % len(judge.extractor.description['class_names'])
     pictures = []
     for part in torch.arange(num).split(BATCH):
-        drawn = draw_pictures(model, dict(label=labels[part]), [seed + int(number) for number in part], size)
+        drawn = draw_pictures(model, dict(label=labels[part].tolist()), [seed + int(number) for number in part], size)
         pictures.append(to_tensor(drawn))
     return _score(TensorPictures('samples', torch.cat(pictures), labels), judge.extractor, judge.known)
 

@@ -54,7 +54,7 @@ def read_geneval_prompts(path: str | Path) -> list[Prompt]:
         raise FileNotFoundError(
             f"GenEval's prompts {path} do not exist; they are prompts/evaluation_metadata.jsonl of it"
         )
-    prompts = []
+    prompts: list[Any] = []
     for number, line in enumerate(Path(path).read_text(encoding='utf-8').splitlines(), start=1):
         if not line.strip():
             continue

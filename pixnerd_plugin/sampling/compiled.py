@@ -17,7 +17,8 @@ def compiled(net: nn.Module) -> Callable[..., Any]:
     size; from the second size on it is made for any, and after torch's limit of recompiles the network runs uncompiled.
     """
     on_gpu = next(net.parameters()).device.type == 'cuda'
-    forward = _compiled_forward(type(net), 'reduce-overhead' if on_gpu else None)
+    kind: Any = type(net)  # hashable, which mypy doubts of a type of modules
+    forward = _compiled_forward(kind, 'reduce-overhead' if on_gpu else None)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         if not on_gpu:
@@ -31,6 +32,6 @@ def compiled(net: nn.Module) -> Callable[..., Any]:
 
 
 @cache
-def _compiled_forward(kind: type[nn.Module], mode: str | None) -> Callable[..., Any]:
+def _compiled_forward(kind: Any, mode: str | None) -> Callable[..., Any]:
     # Of the class, so that nothing holds on to a network.
     return torch.compile(kind.forward, mode=mode)

@@ -51,6 +51,10 @@ class PixNerdDiT(nn.Module):
         ValueError: if an argument is out of range; the message names it.
     """
 
+    # ModuleLists of TransformerBlock, which a type checker cannot say.
+    text_blocks: Any
+    blocks: Any
+
     def __init__(
         self,
         dim: int = 1152,
@@ -175,7 +179,7 @@ class PixNerdDiT(nn.Module):
         if conditioning is None:
             time, modulations, texts = self._condition(t, cond, x.dtype)
         else:
-            time, modulations = conditioning.time, conditioning.modulations.unbind()
+            time, modulations = conditioning.time, list(conditioning.modulations.unbind())
             texts = [None] * self.depth if conditioning.text is None else [kv.unbind(1) for kv in conditioning.text]
         tokens = _resample(x, grid, self.patch_size)
         s, features = self._tokens(tokens, time, modulations, texts, grid, feature_layer)
