@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pixnerd_plugin.cli import one_line_errors
+from pixnerd_plugin.cli import hide_broken_torchvision, one_line_errors
 from pixnerd_plugin.models.conditioners import Qwen3TextEncoder
 
 PROMPTS = [
@@ -129,6 +129,7 @@ def main() -> None:
     args = parser.parse_args()
 
     prompts = PROMPTS + args.prompt
+    hide_broken_torchvision()  # transformers imports it
     encoder = Qwen3TextEncoder(args.folder, args.max_length, args.dtype).to(args.device)
     embeds = describe(encoder, prompts)
     passed = check(encoder, prompts, embeds)
