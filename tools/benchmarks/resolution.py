@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +12,8 @@ import torch
 from pixnerd_plugin.registry import MODELS
 from pixnerd_plugin.sampling import AdamsFlowSampler
 
-from .measure import Peak, in_fresh_process
+from .measure import CLOCKS, Peak, in_fresh_process, machine, prepare, print_header, print_row, ratio, summary
+from .networks import SHAPES, build, relative_difference
 
 # The published text-to-image head, and one for a laptop. The transformers are small: it is the field that grows.
 HEADS = {
@@ -22,6 +25,15 @@ CLASSES = 10
 
 
 def run(args: Any) -> None:
+    """Print a row a size, of our network alone or against the published one."""
+    prepare(args)
+    if args.reference:
+        compare(args)
+    else:
+        alone(args)
+
+
+def alone(args: Any) -> None:
     """Print for each size, in a fresh process, by how much the resident set rises at most while it computes.
 
     The network and the noise are there before and do not count. One column more says what one picture-sized buffer,
@@ -65,3 +77,57 @@ def measure(size: int, head: str, dtype: str, steps: int, chunk: int | None) -> 
         else:
             net(x, torch.tensor([0.5]), cond, token_grid=TOKEN_GRID, field_chunk=chunk)
     return time.perf_counter() - start, used.whole, used.risen, x.nbytes / 2**20
+
+
+def compare(args: Any) -> None:
+    """Print for each size what one forward takes, ours and the published one in turns, each in a fresh process.
+
+    Both are the published text-to-image network with two blocks and the same weights.
+    """
+    print(f'XXL/16 text to image, 2 blocks, float32, one forward, batch 1; {machine(args)}')
+    print_header('size', 'ours, s', 'published, s', 'ratio', 'ours, MiB risen', 'published', 'ratio', 'difference')
+    for size in args.sizes:
+        seconds: dict[str, list[float]] = {'ours': [], 'published': []}
+        risen: dict[str, list[float]] = {'ours': [], 'published': []}
+        for _ in range(args.rounds):
+            for name in seconds:
+                took, rose = in_fresh_process(one_forward, args, size, name)
+                seconds[name].append(took)
+                risen[name].append(rose)
+        ours, theirs = risen.values()
+        print_row(
+            f'{size}x{size}',
+            *(summary(took) for took in seconds.values()),
+            ratio(*seconds.values()),
+            summary(ours),
+            summary(theirs),
+            f'1/{statistics.median(theirs) / statistics.median(ours):.1f}',
+            f'{in_fresh_process(difference, args, size):.1e}',
+        )
+
+
+def one_forward(args: Any, size: int, name: str) -> tuple[float, float]:
+    """Seconds, and MiB by which this process rises at most: weights and noise are there before."""
+    call = contenders(args, size)[name]
+    now = CLOCKS[args.clock]
+    start = now()
+    with Peak('cpu') as used:
+        call()
+    return now() - start, used.risen
+
+
+def difference(args: Any, size: int) -> float:
+    return relative_difference(*(call() for call in contenders(args, size).values()))
+
+
+def contenders(args: Any, size: int) -> dict[str, Any]:
+    """Calls of one forward of both networks on the same weights."""
+    prepare(args)
+    shape = replace(SHAPES['xxl16'], depth=2, text_depth=1, any_size=True)
+    net, published = build(shape, 'cpu', args.reference)
+    x, t = torch.randn(1, 3, size, size), torch.tensor([0.5])
+    cond, _ = shape.conditions(1, 'cpu', x.dtype)
+    # The release sets the pixels of a patch as a multiple of its own 16.
+    published.net.decoder_patch_scaling_h = published.net.decoder_patch_scaling_w = size / TOKEN_GRID[0] / 16
+    ours = torch.inference_mode()(lambda: net(x, t, cond, token_grid=TOKEN_GRID, field_chunk=args.chunk))
+    return {'ours': ours, 'published': torch.inference_mode()(lambda: published(x, t, cond))}
