@@ -17,6 +17,7 @@ def parse_args() -> argparse.Namespace:
 
     forward = commands.add_parser('forward', help='one evaluation of the network')
     common(forward, batch=[1, 2])
+    forward.add_argument('--profile', action='store_true', help='also print where the time goes, by operator')
     sample = commands.add_parser('sample', help='a whole sampling run with the published settings, and its memory')
     common(sample, batch=[1])
     sample.add_argument('--steps', type=int, default=10, help='steps of the solver (10)')
