@@ -44,7 +44,7 @@ def parse_args() -> argparse.Namespace:
     resolution.add_argument(
         '--reference',
         metavar='PATH',
-        help='checkout of the published code: compare a forward of XXL/16 with 2 blocks',
+        help='checkout of the published code: compare a forward of XXL/16 with 1 block',
     )
     resolution.add_argument('--rounds', type=int, default=3, help='with --reference, times each is measured (3)')
     timing(resolution)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from dataclasses import replace
 from typing import Any
@@ -80,54 +79,41 @@ def measure(size: int, head: str, dtype: str, steps: int, chunk: int | None) -> 
 
 
 def compare(args: Any) -> None:
-    """Print for each size what one forward takes, ours and the published one in turns, each in a fresh process.
+    """Print for each size what one forward takes, ours and the published one in turns.
 
-    Both are the published text-to-image network with two blocks and the same weights.
+    Both are the published text-to-image network with one block and the same weights.
     """
-    print(f'XXL/16 text to image, 2 blocks, float32, one forward, batch 1; {machine(args)}')
+    print(f'XXL/16 text to image, 1 block, float32, one forward, batch 1; {machine(args)}')
     print_header('size', 'ours, s', 'published, s', 'ratio', 'ours, MiB risen', 'published', 'ratio', 'difference')
     for size in args.sizes:
-        seconds: dict[str, list[float]] = {'ours': [], 'published': []}
-        risen: dict[str, list[float]] = {'ours': [], 'published': []}
-        for _ in range(args.rounds):
-            for name in seconds:
-                took, rose = in_fresh_process(one_forward, args, size, name)
-                seconds[name].append(took)
-                risen[name].append(rose)
-        ours, theirs = risen.values()
-        print_row(
-            f'{size}x{size}',
-            *(summary(took) for took in seconds.values()),
-            ratio(*seconds.values()),
-            summary(ours),
-            summary(theirs),
-            f'1/{statistics.median(theirs) / statistics.median(ours):.1f}',
-            f'{in_fresh_process(difference, args, size):.1e}',
-        )
+        seconds, risen, difference = in_fresh_process(measure_both, args, size)
+        memory = f'1/{risen["published"] / risen["ours"]:.1f}'
+        times = [*(summary(took) for took in seconds.values()), ratio(*seconds.values())]
+        print_row(f'{size}x{size}', *times, *(f'{mib:.0f}' for mib in risen.values()), memory, f'{difference:.1e}')
 
 
-def one_forward(args: Any, size: int, name: str) -> tuple[float, float]:
-    """Seconds, and MiB by which this process rises at most: weights and noise are there before."""
-    call = contenders(args, size)[name]
-    now = CLOCKS[args.clock]
-    start = now()
-    with Peak('cpu') as used:
-        call()
-    return now() - start, used.risen
-
-
-def difference(args: Any, size: int) -> float:
-    return relative_difference(*(call() for call in contenders(args, size).values()))
-
-
-def contenders(args: Any, size: int) -> dict[str, Any]:
-    """Calls of one forward of both networks on the same weights."""
+def measure_both(args: Any, size: int) -> tuple[dict[str, list[float]], dict[str, float], float]:
+    """Seconds of each round; MiB by which this process rises at most above weights and noise; relative difference."""
     prepare(args)
-    shape = replace(SHAPES['xxl16'], depth=2, text_depth=1, any_size=True)
+    shape = replace(SHAPES['xxl16'], depth=1, text_depth=1, any_size=True)
     net, published = build(shape, 'cpu', args.reference)
     x, t = torch.randn(1, 3, size, size), torch.tensor([0.5])
     cond, _ = shape.conditions(1, 'cpu', x.dtype)
     # The release sets the pixels of a patch as a multiple of its own 16.
     published.net.decoder_patch_scaling_h = published.net.decoder_patch_scaling_w = size / TOKEN_GRID[0] / 16
-    ours = torch.inference_mode()(lambda: net(x, t, cond, token_grid=TOKEN_GRID, field_chunk=args.chunk))
-    return {'ours': ours, 'published': torch.inference_mode()(lambda: published(x, t, cond))}
+    calls = {
+        'ours': lambda: net(x, t, cond, token_grid=TOKEN_GRID, field_chunk=args.chunk),
+        'published': lambda: published(x, t, cond),
+    }
+    now, outputs = CLOCKS[args.clock], {}
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    risen = dict.fromkeys(calls, 0.0)
+    with torch.inference_mode():
+        for _ in range(args.rounds):
+            for name, call in calls.items():
+                start = now()
+                with Peak('cpu') as used:
+                    outputs[name] = call()
+                seconds[name].append(now() - start)
+                risen[name] = max(risen[name], used.risen)
+    return seconds, risen, relative_difference(*outputs.values())
