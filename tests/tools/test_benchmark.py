@@ -1,5 +1,6 @@
 """tools/benchmark.py as a user calls it, but in this process: each start of torch costs seconds."""
 
+import importlib
 import runpy
 import sys
 from pathlib import Path
@@ -27,6 +28,15 @@ def benchmark(monkeypatch, capsys):
     return run
 
 
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Measure memory here; that of resolution is measured in fresh processes, as in use."""
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    for name in ('train', 'table'):
+        module = importlib.import_module(f'benchmarks.{name}')
+        monkeypatch.setattr(module, 'in_fresh_process', lambda function, *args: function(*args))
+
+
 def test_resolution_prints_a_row_a_size(benchmark):
     rows = benchmark('resolution', '--head', 'small', '--sizes', '128', '256')
     assert [row[0] for row in rows] == ['128x128', '256x256']
@@ -43,13 +53,13 @@ def test_forward_says_where_the_time_goes(benchmark):
     assert any(row[0].startswith('aten::') for row in rows)
 
 
-def test_train_times_each_variant_and_its_memory(benchmark):
+def test_train_times_each_variant_and_its_memory(benchmark, in_this_process):
     rows = benchmark('train', '--model', 'tiny', '--variants', 'accumulate-2', *TINY)
     assert [row[0] for row in rows] == ['ours', 'accumulate-2']
     assert all(float(row[3]) > 0 for row in rows)
 
 
-def test_table_has_a_row_a_network(benchmark):
+def test_table_has_a_row_a_network(benchmark, in_this_process):
     rows = benchmark('table', '--models', 'tiny', '--steps', '2', '--no-train', *TINY)
     assert [row[:2] for row in rows] == [['tiny', 'ours']]
 
