@@ -37,9 +37,10 @@ def in_this_process(monkeypatch):
         monkeypatch.setattr(module, 'in_fresh_process', lambda function, *args: function(*args))
 
 
-def test_resolution_prints_a_row_a_size(benchmark):
-    rows = benchmark('resolution', '--head', 'small', '--sizes', '128', '256')
-    assert [row[0] for row in rows] == ['128x128', '256x256']
+def test_resolution_is_measured_in_a_fresh_process(benchmark):
+    rows = benchmark('resolution', '--head', 'small', '--sizes', '128')
+    assert [row[0] for row in rows] == ['128x128']
+    assert 0 < float(rows[0][3]) < float(rows[0][2])
     assert float(rows[0][4]) == 0
 
 
