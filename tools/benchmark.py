@@ -17,6 +17,7 @@ def parse_args() -> argparse.Namespace:
 
     forward = commands.add_parser('forward', help='one evaluation of the network')
     common(forward, batch=[1, 2])
+    forward.add_argument('--profile', action='store_true', help='also print where the time goes, by operator')
     sample = commands.add_parser('sample', help='a whole sampling run with the published settings, and its memory')
     common(sample, batch=[1])
     sample.add_argument('--steps', type=int, default=10, help='steps of the solver (10)')
@@ -40,6 +41,14 @@ def parse_args() -> argparse.Namespace:
     )
     resolution.add_argument('--chunk', type=int, help="pixels the field evaluates at once (the head's own limit)")
     resolution.add_argument('--whole', action='store_true', help='evaluate all pixels at once, for comparison')
+    resolution.add_argument(
+        '--reference',
+        metavar='PATH',
+        help='checkout of the published code: compare a forward of XXL/16 with 1 block',
+    )
+    resolution.add_argument('--rounds', type=int, default=3, help='with --reference, times each is measured (3)')
+    timing(resolution)
+    resolution.set_defaults(device='cpu', seed=0)
 
     roofline = commands.add_parser('roofline', help='what this CPU can do at most, and what the network does of it')
     common(roofline, batch=[1])
@@ -60,6 +69,11 @@ def common(parser: argparse.ArgumentParser, batch: list[int], model: bool = True
     parser.add_argument('--reference', metavar='PATH', help='checkout of the published code, to take turns with')
     parser.add_argument('--reference-compile', action='store_true', help='compile the published network too')
     parser.add_argument('--rounds', type=int, default=5, help='times each is measured (5)')
+    timing(parser)
+    parser.add_argument('--seed', type=int, default=0)
+
+
+def timing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--threads', type=int, help="CPU threads (torch's choice)")
     parser.add_argument(
         '--clock',
@@ -67,7 +81,6 @@ def common(parser: argparse.ArgumentParser, batch: list[int], model: bool = True
         default='wall',
         help="'cpu' counts this process's own computing, for a machine in use (wall)",
     )
-    parser.add_argument('--seed', type=int, default=0)
 
 
 if __name__ == '__main__':

@@ -25,6 +25,21 @@ def run(args: Any) -> None:
             speedup = ratio(seconds['ours'], seconds['published'])
             cells = [summary(seconds['published']), speedup, f'{difference:.1e}']
         print_row(batch, summary(seconds['ours']), *cells)
+        if args.profile:
+            print_profile(calls, args.device)
+
+
+def print_profile(calls: dict[str, Any], device: str, rows: int = 10) -> None:
+    """Where the time of one call goes: share of each operator's own time."""
+    attribute = 'self_device_time_total' if device == 'cuda' else 'self_cpu_time_total'
+    for name, call in calls.items():
+        with torch.profiler.profile() as profiler:
+            call()
+        times = {event.key: getattr(event, attribute) for event in profiler.key_averages()}
+        times = {key: time for key, time in times.items() if time > 0}
+        print_header(f'{name}: operator', 'share of the time')
+        for key in sorted(times, key=times.__getitem__, reverse=True)[:rows]:
+            print_row(key, f'{times[key] / sum(times.values()):.1%}')
 
 
 def contenders(args: Any, batch: int) -> dict[str, Any]:

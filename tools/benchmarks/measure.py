@@ -72,7 +72,9 @@ def machine(args: Any) -> str:
 
 def in_fresh_process(function: Callable, *args: Any) -> Any:
     """Call ``function`` in a new process, so that nothing else counts in its peak."""
-    with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool:
+    threads = (torch.get_num_threads(),)
+    context = get_context('spawn')
+    with ProcessPoolExecutor(1, context, initializer=torch.set_num_threads, initargs=threads) as pool:
         try:
             return pool.submit(function, *args).result()
         except BrokenProcessPool:

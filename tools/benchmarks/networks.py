@@ -30,6 +30,8 @@ class Shape:
     text_dim: int = 2048
     text_length: int = 128
     text_depth: int = 4
+    any_size: bool = False
+    """Of the published layouts, the one whose patches may have any number of pixels."""
 
     def config(self) -> dict[str, Any]:
         """The registry dict of our network."""
@@ -78,7 +80,7 @@ class Published(nn.Module):
         super().__init__()
         if not shape.field_depth:
             raise ValueError(f'{shape.name}: the release has no network with a linear head to compare with')
-        kind = 't2i' if shape.text else 'c2i'
+        kind = 'c2i' if not shape.text else 't2i_heavydecoder' if shape.any_size else 't2i'
         if not (Path(checkout) / f'src/models/transformer/pixnerd_{kind}.py').is_file():
             raise ValueError(f'--reference {checkout}: no checkout of the published code (src/models/transformer)')
         if checkout not in sys.path:

@@ -32,7 +32,7 @@ TEACHER_DIM = 768
 def run(args: Any) -> None:
     """Time each variant in turns, then measure its memory in a fresh process; ratios are against ``ours``."""
     prepare(args)
-    shape, names = shape_of(args), list(args.variants)
+    shape, names = shape_of(args), list(dict.fromkeys(['ours', *args.variants]))
     if args.reference:
         names.append(PUBLISHED)
     steps = {name: step_of(args, name) for name in names}
