@@ -145,7 +145,7 @@ def test_a_classifier_of_ones_own_scores_accuracy(tmp_path):
     (images, labels), (test_images, test_labels) = (
         load_all(open_pictures(f'digits:{split}', SIZE)) for split in ('train', 'test')
     )
-    net = train_classifier(images, labels, 10, steps=60)
+    net = train_classifier(images, labels, 10, steps=150)
     share = accuracy(net, test_images, test_labels)
     assert share > 0.9
     save_classifier(net, tmp_path / 'net.safetensors', class_names=list('0123456789'), size=SIZE, accuracy=share)
