@@ -150,13 +150,14 @@ def test_a_classifier_of_ones_own_scores_accuracy(tmp_path):
     assert share > 0.9
     save_classifier(net, tmp_path / 'net.safetensors', class_names=list('0123456789'), size=SIZE, accuracy=share)
     extractor = MODELS.build(dict(type='ClassifierFeatures', weights=tmp_path / 'net.safetensors'))
+    known = open_reference('digits:train', SIZE, extractor)
     real = TensorPictures('real', test_images, test_labels)
-    results = measure(real, open_reference('digits:train', SIZE, extractor), extractor)
+    results = measure(real, known, extractor)
     assert results['accuracy'] == pytest.approx(share)
     shuffled = TensorPictures('shuffled', test_images, test_labels.flip(0))
-    assert measure(shuffled, open_reference('digits:train', SIZE, extractor), extractor)['accuracy'] < 0.3
+    assert measure(shuffled, known, extractor)['accuracy'] < 0.3
     noise = TensorPictures('noise', torch.randint(0, 256, test_images.shape, dtype=torch.uint8))
-    worse = measure(noise, open_reference('digits:train', SIZE, extractor), extractor)
+    worse = measure(noise, known, extractor)
     assert worse['Frechet distance'] > 10 * results['Frechet distance']
     assert worse['precision'] < 0.5 < results['precision']
 

@@ -21,6 +21,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--config', default='mm_configs/ablations/digits_small.py', help='network and data (digits)')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1], help='one training each (0 1)')
     parser.add_argument('--iters', type=int, help="training steps (the config's)")
+    parser.add_argument(
+        '--checkpoint',
+        type=Path,
+        help='network of --config to sample from (guidance, solver); by default one is trained',
+    )
     parser.add_argument('--samples', type=int, default=300, help='pictures drawn to score a variant (300)')
     parser.add_argument(
         '--classifier', type=Path, help='to score them; by default OUT/classifier.safetensors, trained if it is absent'
@@ -196,7 +201,7 @@ def run_sampling(args, config, classifier, judge, axis: str) -> None:
     from pixnerd_plugin.registry import MODELS
 
     options, seed = run_options(config, classifier, args.iters), args.seeds[0]
-    checkpoint = study.train_variant(args.config, options, run_folder(args.out, 'base', seed), seed)
+    checkpoint = args.checkpoint or study.train_variant(args.config, options, run_folder(args.out, 'base', seed), seed)
     model = load_model(load_config(args.config, options), str(checkpoint), 'cpu')
     for sampler in sampling_variants(axis, config):
         path = args.out / axis / f'{sampler_name(axis, sampler)}.json'
