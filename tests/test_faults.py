@@ -83,8 +83,9 @@ def test_a_not_a_number_from_the_teacher_never_reaches_the_weights(tmp_path):
 
 
 def config_with(folder, **hook):
-    """The tiny config with a hook that sends a signal."""
-    path = folder / 'config.py'
+    """The tiny config with a hook that sends a signal, not in the work folder, where mmengine would write over it."""
+    path = folder / 'configs' / 'signal.py'
+    path.parent.mkdir()
     path.write_text(f'_base_ = {str(CONFIG)!r}\ncustom_hooks = {custom(**hook)!r}\n')
     return path
 

@@ -16,7 +16,9 @@ def wrap(kind=FiniteOptimWrapper, optimizer=torch.optim.AdamW, fused=None, **kwa
 
 
 @pytest.mark.parametrize(
-    'options', [{}, dict(fused=True), dict(optimizer=OPTIMIZERS.get('TorchAdafactor'))], ids=['adamw', 'fused', 'adafactor']
+    'options',
+    [{}, dict(fused=True), dict(optimizer=OPTIMIZERS.get('TorchAdafactor'))],
+    ids=['adamw', 'fused', 'adafactor'],
 )
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])
 def test_a_step_with_a_non_finite_gradient_is_left_out(value, options):

@@ -128,6 +128,5 @@ def test_the_recipe_of_text_fine_tuning_steps_from_stored_embeddings(tmp_path, m
     saved = torch.load(tmp_path / 'work/iter_4.pth', weights_only=True)
     moments = saved['optimizer']['state'].values()
     assert {int(state['step']) for state in moments} == {2}
-    assert any('row_var' in state for state in moments)
+    assert any(state['row_var'].any() for state in moments if 'row_var' in state)
     assert all(tensor.isfinite().all() for tensor in saved['state_dict'].values())
-    assert saved['state_dict']['backbone.head.blocks.0.weight_generator.weight' if False else next(iter(saved['state_dict']))].abs().sum() > 0
