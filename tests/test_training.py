@@ -2,7 +2,6 @@
 
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 import tarfile
@@ -155,27 +154,6 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, uninterrupted):
     assert 'resumed epoch: 0, iter:' in resumed.stdout + resumed.stderr
     assert_same_training_state(load(uninterrupted / 'iter_6.pth'), load(tmp_path / 'iter_6.pth'))
     assert not list(tmp_path.glob('.tmp-*'))
-
-
-@pytest.mark.slow
-def test_two_processes_draw_different_noise_and_resume_exactly(tmp_path):
-    def dist_train(work_dir, *options):
-        with socket.socket() as probe:
-            probe.bind(('127.0.0.1', 0))
-            port = probe.getsockname()[1]
-        done = run_tool('tools/dist_train.sh', CONFIG, '2', '--work-dir', work_dir, *options, PORT=str(port))
-        assert done.returncode == 0, done.stderr[-3000:]
-
-    whole, resumed = tmp_path / 'whole', tmp_path / 'resumed'
-    dist_train(whole)
-    dist_train(resumed, '--resume', whole / 'iter_4.pth')
-    assert_same_training_state(load(whole / 'iter_6.pth'), load(resumed / 'iter_6.pth'))
-    noise = [(whole / f'noise_{rank}.txt').read_text().splitlines() for rank in range(2)]
-    assert [lines[4:] for lines in noise] == [
-        (resumed / f'noise_{rank}.txt').read_text().splitlines() for rank in range(2)
-    ]
-    draws = [line.split()[1] for lines in noise for line in lines]
-    assert len(set(draws)) == len(draws) == 12
 
 
 def test_the_checkpoint_loads_safely_and_names_its_architecture(uninterrupted):
