@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 import sys
+import traceback
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -20,8 +21,7 @@ def one_line_errors() -> Iterator[None]:
     """End the program with one line on stderr and exit code 1 for what its user can put right.
 
     That is every ValueError, OSError and FloatingPointError, too much damaged data, and a part that no registry knows.
-    Anything else is a
-    fault of the program and keeps its traceback; PIXNERD_TRACEBACK=1 shows it for all of them.
+    Anything else is a fault of the program and keeps its traceback; PIXNERD_TRACEBACK=1 shows it for all of them.
     """
     try:
         yield
@@ -35,6 +35,24 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(f'{rank}error: {_one_line(error)}')
     except KeyboardInterrupt:
         sys.exit('interrupted')
+
+
+@contextmanager
+def fail_at_once() -> Iterator[None]:
+    """End the process there and then if the block fails within a group of processes.
+
+    Python's own end waits for the group's threads, and they for the other ranks. Beside a rank that hangs, one that has
+    noticed would hang as well, and the launcher would hear of nothing.
+    """
+    try:
+        yield
+    except BaseException as error:
+        import torch
+
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            raise
+        print(error if isinstance(error, SystemExit) else traceback.format_exc(), file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 def _one_line(error: Exception) -> str:
@@ -123,14 +141,28 @@ def set_up_processes(config: Any, launcher: str) -> None:
         from mmengine.dist import init_dist
 
         # As mmengine's Runner would, but before a checkpoint to resume is agreed on.
-        init_dist(launcher, **settings)
+        init_dist(launcher, **settings, **(_rendezvous() if launcher == 'pytorch' else {}))
         return
     if launcher != 'pytorch':
         raise ValueError(f'--launcher {launcher} needs GPUs and finds none; on CPUs use tools/dist_train.sh')
     # mmengine would choose a CUDA device here, which fails on a CPU build, unless it finds the group already there.
-    torch.distributed.init_process_group('gloo', timeout=timedelta(seconds=settings.get('timeout', 600)))
+    timeout = timedelta(seconds=settings.get('timeout', 600))
+    torch.distributed.init_process_group('gloo', timeout=timeout, **_rendezvous())
     wrapper = config.get('model_wrapper_cfg') or dict(type='MMDistributedDataParallel', broadcast_buffers=False)
     config.model_wrapper_cfg = dict(wrapper, device_ids=None)
+
+
+def _rendezvous() -> dict[str, Any]:
+    """Where torchrun's processes find each other, as arguments of ``init_process_group``.
+
+    torchrun keeps one store over its restarts, so without a prefix for each start the processes of the second would
+    find the addresses of the first's, which are dead.
+    """
+    from torch.distributed import PrefixStore, rendezvous
+
+    store, rank, world_size = next(rendezvous('env://'))
+    start = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')
+    return dict(store=PrefixStore(f'start_{start}', store), rank=rank, world_size=world_size)
 
 
 def tear_down_processes() -> None:

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from mmengine.model import MMDistributedDataParallel
+from mmengine.registry import OPTIMIZERS
 from torch import nn
 
 from pixnerd_plugin.models.algorithm import PixNerd
@@ -8,15 +9,20 @@ from pixnerd_plugin.models.losses import FlowMatchREPALoss
 from pixnerd_plugin.optim import Bf16OptimWrapper, FiniteOptimWrapper
 
 
-def wrap(kind=FiniteOptimWrapper, fused=None, **kwargs):
+def wrap(kind=FiniteOptimWrapper, optimizer=torch.optim.AdamW, fused=None, **kwargs):
     model = nn.Linear(4, 1)
-    return model, kind(torch.optim.AdamW(model.parameters(), lr=0.1, fused=fused), **kwargs)
+    settings = dict(lr=0.1) if fused is None else dict(lr=0.1, fused=fused)
+    return model, kind(optimizer(model.parameters(), **settings), **kwargs)
 
 
-@pytest.mark.parametrize('fused', [None, True])
+@pytest.mark.parametrize(
+    'options',
+    [{}, dict(fused=True), dict(optimizer=OPTIMIZERS.get('TorchAdafactor'))],
+    ids=['adamw', 'fused', 'adafactor'],
+)
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])
-def test_a_step_with_a_non_finite_gradient_is_left_out(value, fused):
-    model, wrapper = wrap(fused=fused)
+def test_a_step_with_a_non_finite_gradient_is_left_out(value, options):
+    model, wrapper = wrap(**options)
     before = model.weight.detach().clone()
     wrapper.update_params(model(torch.full((1, 4), value)).sum())
     assert wrapper.last_step_skipped

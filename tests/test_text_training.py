@@ -43,14 +43,21 @@ def write_shard(folder, pictures):
     return folder
 
 
-def train(tmp_path, options):
+def store_embeddings(folder, texts):
+    captions = ['', *(line for text in texts if text for line in text.split('\n'))]
+    embeddings = Qwen3TextEncoder(DATA / 'qwen3_tiny', 32, 'float32')(captions)
+    settings = {'model': 'qwen3_tiny', 'max_length': '32', 'dtype': 'float32'}
+    TextEmbeddingStore(folder).write('part', captions, embeddings, settings)
+
+
+def train(tmp_path, options, config='pixnerd_t2i_tiny.py'):
     options = {
         'model.conditioner.model': str(DATA / 'qwen3_tiny'),
         'train_dataloader.batch_size': 2,
         'train_cfg.max_iters': 2,
         **options,
     }
-    config = load_config(ROOT / 'mm_configs/pixnerd_t2i_tiny.py', options)
+    config = load_config(ROOT / 'mm_configs' / config, options)
     config.work_dir, config.experiment_name = str(tmp_path / 'work'), tmp_path.name
     runner = Runner.from_cfg(config)
     runner.train()
@@ -71,11 +78,7 @@ def test_a_folder_of_captioned_pictures_trains(tmp_path):
 @pytest.mark.parametrize('complete', [True, False])
 def test_shards_with_precomputed_embeddings_train_without_the_encoder(tmp_path, complete):
     shards = write_shard(tmp_path / 'shards', write_folder(tmp_path / 'pictures'))
-    encoder = Qwen3TextEncoder(DATA / 'qwen3_tiny', 32, 'float32')
-    captions = ['', *(line for caption in CAPTIONS.values() if caption for line in caption.split('\n'))]
-    captions = captions if complete else ['']
-    settings = {'model': 'qwen3_tiny', 'max_length': '32', 'dtype': 'float32'}
-    TextEmbeddingStore(tmp_path / 'text').write('part', captions, encoder(captions), settings)
+    store_embeddings(tmp_path / 'text', CAPTIONS.values() if complete else [])
     pipeline = [
         dict(type='LoadRGB'),
         dict(type='ResizeCenterCrop', size=32),
@@ -95,3 +98,35 @@ def test_shards_with_precomputed_embeddings_train_without_the_encoder(tmp_path, 
     else:
         with pytest.raises(ValueError, match='precompute_text'):
             train(tmp_path, options)
+
+
+def test_the_recipe_of_text_fine_tuning_steps_from_stored_embeddings(tmp_path, monkeypatch):
+    store_embeddings(tmp_path / 'text', CAPTIONS.values())
+    monkeypatch.setenv('PIXNERD_CAPTIONS', str(write_folder(tmp_path / 'pictures')))
+    monkeypatch.setenv('PIXNERD_TEXT', str(tmp_path / 'text'))
+    size = dict(dim=16, depth=1, num_heads=2, text_dim=40, text_length=32, text_depth=1)
+    options = {
+        **{f'model.backbone.{name}': value for name, value in size.items()},
+        'model.backbone.head.width': 4,
+        'model.conditioner.max_length': 32,
+        'model.conditioner.dtype': 'float32',
+        'model.loss.dim': 16,
+        'model.sampler.num_steps': 2,
+        'optim_wrapper.accumulative_counts': 2,
+        'optim_wrapper.optimizer.lr': 0.1,
+        'param_scheduler': None,
+        'default_hooks.ema.decay': 0.0,
+        'train_dataloader.dataset.pipeline.1.size': 64,
+        'train_dataloader.num_workers': 0,
+        'train_dataloader.persistent_workers': False,
+        'train_cfg.max_iters': 4,
+        'custom_hooks.0.size': 64,
+        'load_from': None,
+    }
+    runner = train(tmp_path, options, 'pixnerd_xxl16_t2i_finetune.py')
+    assert type(runner.optim_wrapper.optimizer) is torch.optim.Adafactor
+    saved = torch.load(tmp_path / 'work/iter_4.pth', weights_only=True)
+    moments = saved['optimizer']['state'].values()
+    assert {int(state['step']) for state in moments} == {2}
+    assert any(state['row_var'].any() for state in moments if 'row_var' in state)
+    assert all(tensor.isfinite().all() for tensor in saved['state_dict'].values())

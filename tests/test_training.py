@@ -2,7 +2,6 @@
 
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 import tarfile
@@ -18,6 +17,7 @@ from pixnerd_plugin import load_backbone
 from pixnerd_plugin.checkpoints.published import to_published
 from pixnerd_plugin.datasets.shard_scan import scan_shard
 from pixnerd_plugin.datasets.shards import Shard, write_shard_index
+from pixnerd_plugin.registry import MODELS
 from tests.training import CONFIG, ENVIRONMENT, ROOT, assert_same_training_state, load, logged, run_tool, train
 
 IMAGE_FOLDER = [
@@ -41,26 +41,35 @@ def uninterrupted(tmp_path_factory):
     return work_dir
 
 
+def train_whole_and_in_parts(tmp_path, options):
+    """Train once without a stop and once with one; both must agree. Returns the two work folders."""
+    whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+    train(whole, **options)
+    train(parts, **options, train_cfg__max_iters=4)
+    # Long enough for mmengine to name the second log differently: names have whole seconds.
+    time.sleep(1)
+    train(parts, **options, resume=True)
+    assert_same_training_state(load(whole / 'iter_6.pth'), load(parts / 'iter_6.pth'))
+    assert logged(whole) == logged(parts)
+    assert (whole / 'noise_0.txt').read_text() == (parts / 'noise_0.txt').read_text()
+    return whole, parts
+
+
 @pytest.mark.parametrize(
     'options',
     [
         {},
-        dict(optim_wrapper__accumulative_counts=2),
+        dict(
+            optim_wrapper__accumulative_counts=2,
+            optim_wrapper__optimizer=dict(_delete_=True, type='TorchAdafactor', lr=1e-2),
+        ),
         dict(train_dataloader__num_workers=2),
         dict(optim_wrapper__type='Bf16OptimWrapper'),
     ],
-    ids=['plain', 'accumulation', 'workers', 'bf16'],
+    ids=['plain', 'accumulation-adafactor', 'workers', 'bf16'],
 )
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, options):
-    train(tmp_path / 'whole', **options)
-    train(tmp_path / 'parts', **options, train_cfg__max_iters=4)
-    # Long enough for mmengine to name the second log differently: names have whole seconds.
-    time.sleep(1)
-    train(tmp_path / 'parts', **options, resume=True)
-    whole, parts = tmp_path / 'whole', tmp_path / 'parts'
-    assert_same_training_state(load(whole / 'iter_6.pth'), load(parts / 'iter_6.pth'))
-    assert logged(whole) == logged(parts)
-    assert (whole / 'noise_0.txt').read_text() == (parts / 'noise_0.txt').read_text()
+    whole, parts = train_whole_and_in_parts(tmp_path, options)
     assert (whole / 'samples/iter_6.png').read_bytes() == (parts / 'samples/iter_6.png').read_bytes()
 
 
@@ -120,14 +129,7 @@ def test_real_data_goes_on_where_it_was(tmp_path, kind, workers):
         'train_dataloader__num_workers': workers,
         'optim_wrapper__accumulative_counts': 2,
     }
-    train(tmp_path / 'whole', **options)
-    train(tmp_path / 'parts', **options, train_cfg__max_iters=4)
-    time.sleep(1)
-    train(tmp_path / 'parts', **options, resume=True)
-    whole, parts = tmp_path / 'whole', tmp_path / 'parts'
-    assert_same_training_state(load(whole / 'iter_6.pth'), load(parts / 'iter_6.pth'))
-    assert logged(whole) == logged(parts)
-    assert (whole / 'noise_0.txt').read_text() == (parts / 'noise_0.txt').read_text()
+    train_whole_and_in_parts(tmp_path, options)
 
 
 @pytest.mark.slow
@@ -152,27 +154,6 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, uninterrupted):
     assert 'resumed epoch: 0, iter:' in resumed.stdout + resumed.stderr
     assert_same_training_state(load(uninterrupted / 'iter_6.pth'), load(tmp_path / 'iter_6.pth'))
     assert not list(tmp_path.glob('.tmp-*'))
-
-
-@pytest.mark.slow
-def test_two_processes_draw_different_noise_and_resume_exactly(tmp_path):
-    def dist_train(work_dir, *options):
-        with socket.socket() as probe:
-            probe.bind(('127.0.0.1', 0))
-            port = probe.getsockname()[1]
-        done = run_tool('tools/dist_train.sh', CONFIG, '2', '--work-dir', work_dir, *options, PORT=str(port))
-        assert done.returncode == 0, done.stderr[-3000:]
-
-    whole, resumed = tmp_path / 'whole', tmp_path / 'resumed'
-    dist_train(whole)
-    dist_train(resumed, '--resume', whole / 'iter_4.pth')
-    assert_same_training_state(load(whole / 'iter_6.pth'), load(resumed / 'iter_6.pth'))
-    noise = [(whole / f'noise_{rank}.txt').read_text().splitlines() for rank in range(2)]
-    assert [lines[4:] for lines in noise] == [
-        (resumed / f'noise_{rank}.txt').read_text().splitlines() for rank in range(2)
-    ]
-    draws = [line.split()[1] for lines in noise for line in lines]
-    assert len(set(draws)) == len(draws) == 12
 
 
 def test_the_checkpoint_loads_safely_and_names_its_architecture(uninterrupted):
@@ -240,3 +221,41 @@ def test_training_starts_from_a_network_in_any_layout_and_only_from_one_that_fit
     misfit = run_tool(*command, 'model.backbone.dim=32', 'model.loss.dim=32')
     assert misfit.returncode == 1
     assert 'does not fit the backbone' in misfit.stderr.strip().splitlines()[-1]
+
+
+def test_the_recipe_of_fine_tuning_trains_from_published_weights(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    for label in ('cat', 'dog'):
+        folder = tmp_path / 'photos/train' / label
+        folder.mkdir(parents=True)
+        Image.fromarray(rng.integers(0, 256, (300, 280, 3), np.uint8)).save(folder / '0.jpg')
+    size = dict(dim=16, depth=1, num_heads=2, num_classes=10)
+    head = dict(width=4, depth=1, num_frequencies=4)
+    start = MODELS.build(dict(type='PixNerdDiT', patch_size=16, head=dict(type='NeuralFieldHead', **head), **size))
+    save_file(to_published(start.state_dict()), tmp_path / 'published.safetensors')
+    options = {
+        **{f'model.backbone.{name}': value for name, value in size.items()},
+        **{f'model.backbone.head.{name}': value for name, value in head.items()},
+        'model.conditioner.num_classes': 10,
+        'model.loss.dim': 16,
+        'model.sampler.num_steps': 2,
+        'train_dataloader.batch_size': 2,
+        'train_dataloader.num_workers': 0,
+        'train_dataloader.persistent_workers': False,
+        'train_cfg.max_iters': 4,
+    }
+    monkeypatch.setenv('PIXNERD_PHOTOS', str(tmp_path / 'photos'))
+    monkeypatch.setenv('PIXNERD_INIT', str(tmp_path / 'published.safetensors'))
+    command = ['train.py', ROOT / 'mm_configs/pixnerd_xl16_finetune.py', '--work-dir', tmp_path / 'work']
+    command += ['--cfg-options', *(f'{name}={value}' for name, value in options.items())]
+    monkeypatch.setattr(sys, 'argv', [str(part) for part in command])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / 'tools/train.py'), run_name='__main__')
+    assert stop.value.code == 0
+    final = load(tmp_path / 'work/iter_4.pth')
+    assert {int(state['step']) for state in final['optimizer']['state'].values()} == {1}
+    # One step of the warm-up is far smaller than what initial weights differ by.
+    for name, tensor in start.state_dict().items():
+        assert not tensor.is_floating_point() or (final['state_dict'][f'backbone.{name}'] - tensor).abs().max() < 1e-5
+    grids = [(tmp_path / f'work/samples/iter_4{suffix}.png').stat().st_size for suffix in ('', '_raw')]
+    assert min(grids) > 0

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,17 @@ def train(work_dir: Path, resume: bool = False, **options) -> Runner:
     runner = Runner.from_cfg(config)
     runner.train()
     return runner
+
+
+def signal_hook(**settings) -> list[dict]:
+    """``custom_hooks`` with one that sends a signal at an iteration."""
+    return [dict(type='SignalHook', **settings)]
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return str(probe.getsockname()[1])
 
 
 def run_tool(*command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:

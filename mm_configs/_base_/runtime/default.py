@@ -14,7 +14,7 @@ default_hooks = dict(
 log_processor = dict(type='TrainingLogProcessor', by_epoch=False, window_size=100)
 log_level = 'INFO'
 
-# For Weights & Biases (pip install wandb), inherit _base_/runtime/wandb.py instead of this file.
+# Weights & Biases instead of TensorBoard: docs/training.md.
 visualizer = dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')])
 
 env_cfg = dict(
