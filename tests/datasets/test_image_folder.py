@@ -1,7 +1,7 @@
 import gc
-import re
 import json
 import logging
+import re
 import warnings
 
 import pytest
