@@ -35,8 +35,11 @@ def test_under_accumulation_sigterm_waits_for_the_end_of_the_step(tmp_path):
 
 
 def test_dead_data_workers_are_replaced_without_a_trace_in_the_result(tmp_path, whole, capfd):
-    options = dict(train_dataloader__num_workers=2, train_dataloader__persistent_workers=True)
-    hooks = signal_hook(at=2, number='SIGKILL', worker=True) + signal_hook(at=4, number='SIGKILL', worker=True)
+    # Each is one batch ahead, so that the first one is missed before training ends.
+    options = dict(
+        train_dataloader__num_workers=2, train_dataloader__persistent_workers=True, train_dataloader__prefetch_factor=1
+    )
+    hooks = signal_hook(at=1, number='SIGKILL', worker=True) + signal_hook(at=4, number='SIGKILL', worker=True)
     train(tmp_path, custom_hooks=hooks, **options)
     assert_same_training_state(load(whole / 'iter_6.pth'), load(tmp_path / 'iter_6.pth'))
     output = ''.join(capfd.readouterr())

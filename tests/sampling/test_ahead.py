@@ -1,5 +1,6 @@
 """Conditioning computed ahead, and compiled networks, against the plain network called step by step."""
 
+import shutil
 from functools import partial
 
 import pytest
@@ -68,7 +69,10 @@ def test_the_null_condition_is_computed_once_for_all_pictures_and_steps(monkeypa
     assert rows == [5, 25]
 
 
-@pytest.mark.parametrize('backend', ['aot_eager', pytest.param('inductor', marks=pytest.mark.slow)])
+needs_compiler = pytest.mark.skipif(not shutil.which('g++'), reason='inductor needs a C++ compiler, g++')
+
+
+@pytest.mark.parametrize('backend', ['aot_eager', pytest.param('inductor', marks=[pytest.mark.slow, needs_compiler])])
 def test_compiled_sampling_gives_the_same_picture(monkeypatch, backend):
     monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend=backend, fullgraph=True))
     compiled._compiled_forward.cache_clear()
