@@ -24,7 +24,7 @@ model = dict(
         _delete_=True,
         type='AdamsFlowSampler',
         num_steps=30,
-        guidance_scale=2.0,
+        guidance_scale=4.0,
         guidance_interval=(0.0, 0.6),
         timeshift=1.0,
     ),
