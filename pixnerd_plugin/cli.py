@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import re
@@ -116,6 +117,21 @@ def hide_broken_torchvision() -> None:
         for name in [name for name in sys.modules if name.split('.')[0] == 'torchvision']:
             del sys.modules[name]
         sys.modules['torchvision'] = None  # type: ignore[assignment]
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory it frees, where the C library is glibc: the next step needs it again.
+
+    glibc gives blocks of megabytes back to the kernel, which must fill them with zeros each time they are asked for.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, TypeError, AttributeError):
+        return
+    map_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+    # An older glibc refuses the first; the second alone would map every block.
+    if mallopt(map_threshold, 2**30):
+        mallopt(trim_threshold, 2**31 - 1)
 
 
 def set_up_processes(config: Any, launcher: str) -> None:

@@ -48,10 +48,17 @@ def main(args: argparse.Namespace) -> int:
     import pixnerd_plugin.training  # noqa: F401 (first: registers what configs name)
 
     # isort: split
+    import torch
     from mmengine.runner import Runner
 
     from pixnerd_plugin.checkpoints import read_checkpoint
-    from pixnerd_plugin.cli import hide_broken_torchvision, load_config, set_up_processes, tear_down_processes
+    from pixnerd_plugin.cli import (
+        hide_broken_torchvision,
+        keep_freed_memory,
+        load_config,
+        set_up_processes,
+        tear_down_processes,
+    )
     from pixnerd_plugin.preemption import EXIT_REQUEUE, watch
 
     watch()
@@ -68,6 +75,8 @@ def main(args: argparse.Namespace) -> int:
         config.randomness = dict(config.get('randomness', {}), seed=args.seed)
         config.train_dataloader.sampler.seed = args.seed
     set_up_processes(config, args.launcher)
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     # A run that torchrun starts again after a fault goes on where it was.
     restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
     if args.resume or restarted:

@@ -5,7 +5,6 @@ import torch
 
 from pixnerd_plugin.models.heads import LinearHead, NeuralFieldHead
 from pixnerd_plugin.models.heads.coordinates import coordinate_features, num_features, pixel_positions
-from pixnerd_plugin.models.heads.neural_field import unit_columns
 from pixnerd_plugin.models.heads.patches import from_patches, to_patches
 
 
@@ -59,11 +58,6 @@ def test_sincos_features_follow_the_formula():
 @pytest.mark.parametrize('kind', ['dct', 'cosine', 'sincos'])
 def test_number_of_features(kind):
     assert coordinate_features(kind, 6, torch.rand(3), torch.rand(4)).shape == (3, 4, num_features(kind, 6))
-
-
-def test_unit_columns():
-    w = unit_columns(torch.randn(2, 5, 7))
-    torch.testing.assert_close(w.norm(dim=1), torch.ones(2, 7))
 
 
 @pytest.mark.parametrize('coordinates', ['dct', 'cosine', 'sincos'])

@@ -2,18 +2,69 @@ import pytest
 import torch
 from torch import nn
 
+from pixnerd_plugin.models.layers.normalize import rms_norm, unit_columns
 from pixnerd_plugin.models.layers.operations import RMSNorm
 from tests.golden import relative_error
 
 
-@pytest.mark.parametrize('gradients', [False, True])
-def test_norm_is_torchs(gradients):
+def gradients(function, *inputs):
+    """What ``function`` returns, and the gradients of its product with fixed numbers."""
+    leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+    out = function(*leaves)
+    return out.detach(), *torch.autograd.grad((out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum(), leaves)
+
+
+def test_norm_is_torchs():
+    torch.manual_seed(0)
     norm, h = RMSNorm(48, eps=1e-6), torch.randn(2, 5, 48)
     nn.init.normal_(norm.weight)
-    expected = nn.functional.rms_norm(h, (48,), norm.weight, 1e-6)
-    with torch.set_grad_enabled(gradients):
-        assert relative_error(norm(h).detach(), expected.detach()) < 1e-6
+
+    def plain(h, weight):
+        return nn.functional.rms_norm(h, (48,), weight, 1e-6)
+
+    def ours(h, weight):
+        return torch.func.functional_call(norm, {'weight': weight}, h)
+
+    expected, found = gradients(plain, h, norm.weight.detach()), gradients(ours, h, norm.weight.detach())
+    for a, b in zip(found, expected, strict=True):
+        assert relative_error(a, b) < 1e-6
+    with torch.no_grad():
+        assert relative_error(norm(h), expected[0]) < 1e-6
     assert list(norm.state_dict()) == ['weight']
+
+
+@pytest.mark.parametrize('trained', [(True, False), (False, True)])
+def test_gradient_of_a_norm_for_what_is_trained_only(trained):
+    h, weight = torch.randn(3, 4).requires_grad_(trained[0]), torch.randn(4).requires_grad_(trained[1])
+    rms_norm(h, weight, 1e-6).sum().backward()
+    assert (h.grad is not None, weight.grad is not None) == trained
+
+
+def test_unit_columns_are_those_of_normalize():
+    torch.manual_seed(0)
+    w = torch.randn(2, 5, 7)
+
+    def plain(w):
+        return nn.functional.normalize(w, dim=1)
+
+    for a, b in zip(gradients(unit_columns, w), gradients(plain, w), strict=True):
+        assert relative_error(a, b) < 1e-6
+    with torch.no_grad():
+        assert relative_error(unit_columns(w), plain(w)) < 1e-6
+
+
+def test_a_column_of_zeros_stays_finite():
+    w, *of_w = gradients(unit_columns, torch.zeros(1, 3, 2))
+    assert w.abs().max() == 0
+    assert all(gradient.isfinite().all() for gradient in of_w)
+
+
+@pytest.mark.parametrize('function', [unit_columns, lambda w: rms_norm(w, torch.ones(3), 1e-6)])
+def test_a_second_derivative_is_refused_rather_than_wrong(function):
+    w = torch.randn(2, 4, 3, requires_grad=True)
+    (first,) = torch.autograd.grad(function(w).square().sum(), w, create_graph=True)
+    with pytest.raises(RuntimeError, match='once_differentiable'):
+        first.sum().backward()
 
 
 def test_norm_keeps_the_dtype_of_its_input():

@@ -1,6 +1,6 @@
 # Minutes on a CPU: a high learning rate, warmed up and let down along a cosine; gradients clipped; a short EMA.
 _base_ = '../runtime/default.py'
-max_iters = 1300
+max_iters = 1600
 train_cfg = dict(type='ResumableTrainLoop', max_iters=max_iters)
 optim_wrapper = dict(
     type='FiniteOptimWrapper',

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...registry import MODELS
 from ..layers import operations as own_operations
+from ..layers.normalize import unit_columns
 from .coordinates import ALIGNMENTS, COORDINATES, coordinate_features, num_features, pixel_positions
 
 NORMALIZE = ('fc1', 'fc1_fc2', 'fc1_fc2_output')
@@ -149,9 +150,9 @@ class NeuralFieldHead(nn.Module):
 
     def _weights(self, generated: Tensor) -> list[tuple[Tensor, Tensor]]:
         """The weights ``W1 (N, D_x, r D_x)`` and ``W2 (N, r D_x, D_x)`` of each block, from the generator's output."""
-        blocks = generated.unflatten(-1, (self.depth, 2, -1))
+        matrices = generated.unflatten(-1, (2 * self.depth, -1)).unbind(1)
         weights = []
-        for w1, w2 in (block.unbind(1) for block in blocks.unbind(1)):
+        for w1, w2 in zip(matrices[::2], matrices[1::2], strict=True):
             w1 = unit_columns(rearrange(w1, 'n (i o) -> n i o', i=self.width))
             w2 = rearrange(w2, 'n (i o) -> n i o', o=self.width)
             if self.normalize != 'fc1':
@@ -165,10 +166,3 @@ class NeuralFieldHead(nn.Module):
         for norm, (w1, w2) in zip(self.norms, weights, strict=True):
             h = torch.baddbmm(h, F.silu(norm(h).to(w1.dtype) @ w1), w2)
         return self.proj(self.norm(h)).view(pixels.shape)
-
-
-def unit_columns(w: Tensor) -> Tensor:
-    """Scale the columns of ``w (N, in, out)`` to unit L2 norm (paper Eq. 10)."""
-    # F.normalize over a dimension that is not the last is several times slower on a CPU.
-    squares = w.square().sum(dim=1, keepdim=True, dtype=torch.float32)
-    return w * squares.clamp_min(1e-24).rsqrt().to(w.dtype)

@@ -1,0 +1,77 @@
+"""Normalisations with their gradients written out, in a few passes over memory where eager torch composes many."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def rms_norm(h: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """``h / sqrt(mean(h^2) + eps) * weight`` over the last dimension; weight ``(D,)`` in the dtype of ``h``."""
+    # A GPU has a fused kernel, and so has a compiler; half precision on a CPU would need its sums in float32.
+    if h.device.type != 'cpu' or h.dtype != torch.float32 or torch.compiler.is_compiling():
+        return F.rms_norm(h, weight.shape, weight, eps)
+    if torch.is_grad_enabled():
+        return _RMSNorm.apply(h, weight, eps)
+    return (h * _reciprocal_rms(h, eps)).mul_(weight)
+
+
+def unit_columns(w: Tensor) -> Tensor:
+    """Scale the columns of ``w (N, in, out)`` to unit L2 norm (paper Eq. 10)."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return _UnitColumns.apply(w)
+    return w * _reciprocal_norm(w).to(w.dtype)
+
+
+def _reciprocal_rms(h: Tensor, eps: float) -> Tensor:
+    # A vector norm is one pass and writes nothing of the size of h.
+    mean_square = torch.linalg.vector_norm(h, dim=-1, keepdim=True).square() / h.shape[-1]
+    return torch.rsqrt(mean_square + eps)
+
+
+def _reciprocal_norm(w: Tensor) -> Tensor:
+    # F.normalize over a dimension that is not the last is several times slower on a CPU.
+    return w.square().sum(dim=1, keepdim=True, dtype=torch.float32).clamp_min(1e-24).rsqrt()
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, weight: Tensor, eps: float) -> Tensor:
+        scale = _reciprocal_rms(h, eps)
+        ctx.save_for_backward(h, weight, scale)
+        return (h * scale).mul_(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        h, weight, scale = ctx.saved_tensors
+        product = (grad * h).flatten(0, -2)
+        of_h = of_weight = None
+        if ctx.needs_input_grad[0]:
+            along = (product @ weight).view_as(scale)
+            of_h = (grad * weight).mul_(scale)
+            of_h.addcmul_(h, along * scale.pow(3) / -h.shape[-1])
+        if ctx.needs_input_grad[1]:
+            of_weight = product.t() @ scale.flatten()
+        return of_h, of_weight, None
+
+
+class _UnitColumns(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, w: Tensor) -> Tensor:
+        scale = _reciprocal_norm(w).to(w.dtype)
+        unit = w * scale
+        # The result, which the product after it keeps too, and not w.
+        ctx.save_for_backward(unit, scale)
+        return unit
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        unit, scale = ctx.saved_tensors
+        along = (grad * unit).sum(dim=1, keepdim=True)
+        return torch.addcmul(grad, unit, along, value=-1).mul_(scale)
