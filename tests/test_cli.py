@@ -1,9 +1,13 @@
+import platform
+import subprocess
 import sys
 
 import pytest
 import torch
 
 from pixnerd_plugin.cli import (
+    _rendezvous,
+    fail_at_once,
     find_checkpoint,
     hide_broken_torchvision,
     one_line_errors,
@@ -83,6 +87,56 @@ def test_what_the_user_can_put_right_is_one_line(error, line):
 def test_faults_of_the_program_keep_their_traceback():
     with pytest.raises(KeyError), one_line_errors():
         raise KeyError('name')
+
+
+def test_without_a_group_of_processes_failing_at_once_changes_nothing():
+    with pytest.raises(ValueError, match='as before'), fail_at_once():
+        raise ValueError('as before')
+
+
+@pytest.mark.parametrize(
+    ('error', 'shown'), [('SystemExit("error: one line")', 'error: one line'), ('KeyError("k")', 'Traceback')]
+)
+def test_within_a_group_a_failure_ends_the_process_whatever_else_runs(error, shown):
+    program = f"""
+import threading, time, torch
+from pixnerd_plugin.cli import fail_at_once
+torch.distributed.init_process_group('gloo', store=torch.distributed.HashStore(), rank=0, world_size=1)
+threading.Thread(target=time.sleep, args=(600,)).start()
+with fail_at_once():
+    raise {error}
+"""
+    done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    assert shown in done.stderr
+
+
+def test_each_start_of_the_launcher_has_addresses_of_its_own(monkeypatch):
+    kept = torch.distributed.HashStore()
+    monkeypatch.setattr(torch.distributed, 'rendezvous', lambda url: iter([(kept, 0, 1)]))
+    first = _rendezvous()['store']
+    first.set('address', 'of a process that is dead')
+    monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '1')
+    assert first.check(['address'])
+    assert not _rendezvous()['store'].check(['address'])
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='this is a matter of glibc')
+def test_freed_memory_stays_with_the_process():
+    program = """
+import numpy as np
+from pixnerd_plugin.cli import keep_freed_memory, memory
+KEEP
+for _ in range(3):
+    block = np.ones(2**24)
+    del block
+print(memory('VmRSS')[0])
+"""
+    resident = [
+        float(subprocess.check_output([sys.executable, '-c', program.replace('KEEP', call)], text=True))
+        for call in ('', 'keep_freed_memory()')
+    ]
+    assert resident[1] > resident[0] + 100
 
 
 def test_a_torchvision_that_fails_to_import_counts_as_absent(tmp_path, monkeypatch):

@@ -1,11 +1,15 @@
 """Training under faults: what fails is survived, said, or refused, and what goes on is what it would have been."""
 
+import signal
+import subprocess
+import sys
 import time
 
 import pytest
 import torch
 
-from tests.training import assert_same_training_state, load, logged, signal_hook, train
+from pixnerd_plugin.cli import find_checkpoint
+from tests.training import CONFIG, ENVIRONMENT, ROOT, assert_same_training_state, load, logged, signal_hook, train
 
 FAULTY = dict(type='FaultyLoss', align_layer=1, dim=16, projector_dim=16, teacher_dim=16)
 
@@ -84,6 +88,27 @@ def test_a_checkpoint_with_a_flipped_bit_gives_way_to_the_one_before(tmp_path, w
     train(tmp_path, resume=True)
     assert 'CHECKPOINT DAMAGED' in capsys.readouterr().err
     assert_same_training_state(load(whole / 'iter_6.pth'), load(tmp_path / 'iter_6.pth'))
+
+
+@pytest.mark.slow
+def test_killed_while_a_checkpoint_is_written_the_last_whole_one_is_used(tmp_path, whole):
+    last = dict(half='iter_2.pth', unnamed='iter_2.pth', unannounced='iter_2.pth')
+    killed = {}
+    for moment in last:
+        config = tmp_path / f'{moment}.py'
+        hook = dict(type='KilledWhileSaving', name='iter_4.pth', moment=moment)
+        config.write_text(f'_base_ = {str(CONFIG)!r}\ncustom_hooks = [{hook!r}]\n')
+        command = [sys.executable, 'tools/train.py', str(config), '--work-dir', str(tmp_path / moment)]
+        killed[moment] = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    for moment, process in killed.items():
+        work_dir = tmp_path / moment
+        assert process.wait(timeout=200) == -signal.SIGKILL
+        assert (work_dir / 'iter_4.pth').exists() == (moment == 'unannounced')
+        assert find_checkpoint(work_dir).name == last[moment]
+        train(work_dir, resume=True)
+        assert_same_training_state(load(whole / 'iter_6.pth'), load(work_dir / 'iter_6.pth'))
+        assert logged(work_dir) == logged(whole)
+        assert not list(work_dir.glob('.tmp-*'))
 
 
 def test_nothing_in_a_checkpoint_needs_more_than_weights_only(whole):

@@ -181,7 +181,7 @@ def report(results: dict, path: Path, num: int, args: argparse.Namespace, featur
 if __name__ == '__main__':
     arguments = parse_args()
     # Only now, because it imports torch: --help answers at once.
-    from pixnerd_plugin.cli import one_line_errors
+    from pixnerd_plugin.cli import fail_at_once, one_line_errors
 
-    with one_line_errors():
+    with fail_at_once(), one_line_errors():
         main(arguments)

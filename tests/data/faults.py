@@ -8,6 +8,8 @@ from mmcv.transforms import BaseTransform
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 
+from pixnerd_plugin.atomic import atomic_path
+from pixnerd_plugin.hooks.checkpoint import AtomicLocalBackend
 from pixnerd_plugin.models.losses import FlowMatchREPALoss
 from pixnerd_plugin.registry import HOOKS, MODELS, TRANSFORMS
 
@@ -57,6 +59,33 @@ class SignalHook(Hook):
             open(self.once, 'w').close()
         pid = runner.train_loop._batches._workers[0].pid if self.worker else os.getpid()
         os.kill(pid, getattr(signal, self.number))
+
+
+@HOOKS.register_module()
+class KilledWhileSaving(Hook):
+    """SIGKILL while the checkpoint ``name`` is written: at ``moment`` 'half', 'unnamed' or 'unannounced'."""
+
+    def __init__(self, name, moment):
+        self.name, self.moment = name, moment
+
+    def before_train(self, runner):
+        put, replace = AtomicLocalBackend.put, os.replace
+
+        def faulty_put(backend, obj, filepath):
+            if os.path.basename(filepath) == self.name and self.moment == 'half':
+                with atomic_path(filepath) as temporary:
+                    temporary.write_bytes(obj[: len(obj) // 2])
+                    os.kill(os.getpid(), signal.SIGKILL)
+            put(backend, obj, filepath)
+            if os.path.basename(filepath) == self.name:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def faulty_replace(source, target):
+            if os.path.basename(target) == self.name and self.moment == 'unnamed':
+                os.kill(os.getpid(), signal.SIGKILL)
+            replace(source, target)
+
+        AtomicLocalBackend.put, os.replace = faulty_put, faulty_replace
 
 
 @TRANSFORMS.register_module()

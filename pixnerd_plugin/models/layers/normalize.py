@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def rms_norm(h: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm(h: Tensor, weight: Tensor, eps: float | None) -> Tensor:
     """``h / sqrt(mean(h^2) + eps) * weight`` over the last dimension; weight ``(D,)`` in the dtype of ``h``."""
     # A GPU has a fused kernel, and so has a compiler; half precision on a CPU would need its sums in float32.
-    if h.device.type != 'cpu' or h.dtype != torch.float32 or torch.compiler.is_compiling():
+    if eps is None or h.device.type != 'cpu' or h.dtype != torch.float32 or torch.compiler.is_compiling():
         return F.rms_norm(h, weight.shape, weight, eps)
     if torch.is_grad_enabled():
         return _RMSNorm.apply(h, weight, eps)
