@@ -74,8 +74,10 @@ def run_under_fire(args, processes: int, whole: Path, parts: Path, moments: rand
     starts = []
     for kill in range(args.kills):
         process, before = start(args, processes, parts), newest_log(parts)
-        # So many iterations after the start, and then at any moment of the next one, its checkpoint included.
-        due = moments.randint(1, args.save_every + 2)
+        # So many iterations after the start, and then at any moment of the next one, its checkpoint included; spread
+        # over the run, and before its end.
+        left = args.iterations - max(starts, default=0)
+        due = max(1, min(moments.randint(1, max(1, 2 * args.iterations // args.kills)), left - 2))
         while (newest := newest_log(parts)) == before or newest.read_bytes().count(b'\n') < due:
             if process.poll() is not None:
                 raise ValueError(f'a start failed or training was over after {kill} kills; see {parts}/output.txt')
