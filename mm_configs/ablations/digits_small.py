@@ -1,9 +1,10 @@
 # The small ablations without any data to fetch: scikit-learn's digits, seconds to a minute a run on one CPU core.
+# The field's coordinates are the paper's, as they are among what is varied.
 _base_ = '../pixnerd_digits.py'
 image_size = 32
 max_density = 1
 model = dict(
-    backbone=dict(dim=64, depth=3, head=dict(width=16, depth=2, mlp_ratio=2)),
+    backbone=dict(dim=64, depth=3, head=dict(width=16, depth=2, mlp_ratio=2, coordinates='dct', num_frequencies=8)),
     loss=dict(dim=64, projector_dim=64, max_density=max_density),
 )
 max_iters = 300
