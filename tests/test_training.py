@@ -180,6 +180,13 @@ def test_the_test_command_samples_from_a_checkpoint(tmp_path, uninterrupted):
     assert images.dtype == np.uint8
 
 
+def test_the_learning_rate_is_scaled_with_the_batch(tmp_path):
+    train(tmp_path / 'as_is', train_cfg__max_iters=1)
+    train(tmp_path / 'scaled', train_cfg__max_iters=1, auto_scale_lr=dict(enable=True, base_batch_size=2))
+    (as_is,), (scaled,) = logged(tmp_path / 'as_is'), logged(tmp_path / 'scaled')
+    assert scaled['lr'] == pytest.approx(as_is['lr'] * 4 / 2)
+
+
 def test_mistakes_end_in_one_line(tmp_path, uninterrupted, monkeypatch):
     cut = tmp_path / 'cut.pth'
     cut.write_bytes((uninterrupted / 'iter_6.pth').read_bytes()[:-100])

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -116,6 +118,18 @@ def test_a_missing_part_is_named(part, mode):
 def test_an_unknown_mode_is_refused():
     with pytest.raises(ValueError, match="got 'train'"):
         model()(torch.zeros(1, 3, 16, 16), mode='train')
+
+
+@pytest.mark.parametrize('checkpoint', [False, True])
+def test_training_compiles_without_a_graph_break_to_the_same_gradients(monkeypatch, checkpoint):
+    monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend='aot_eager', fullgraph=True))
+    parts = dict(backbone=dict(BACKBONE, checkpoint=checkpoint), loss=dict(LOSS, teacher=Teacher()))
+    eager, compiled = model(**parts), model(**parts, compile=True)
+    for net in (eager, compiled):
+        torch.manual_seed(1)
+        sum(net(**net.data_preprocessor(batch()), mode='loss').values()).backward()
+    for (name, a), b in zip(eager.named_parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(b.grad, a.grad, rtol=1e-5, atol=1e-6, msg=name)
 
 
 def test_compiling_keeps_the_names_of_the_weights():
