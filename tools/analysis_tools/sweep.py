@@ -327,7 +327,9 @@ def draw_samplers(path: Path, axis: str, results: list[dict], floor: dict) -> No
         if floor:
             axes[0][column].axhline(floor[key], color='grey', linestyle=':', label='real pictures')
         axes[0][column].set(xlabel='guidance scale' if axis == 'guidance' else 'steps', title=title)
-        axes[0][column].set_xscale('linear' if axis == 'guidance' else 'log')
+        if axis == 'solver':
+            axes[0][column].set_xscale('log', base=2)
+            axes[0][column].set_xticks(x, x)
     axes[0][0].legend(fontsize=8)
     save_figure(path, pyplot, figure)
 
