@@ -61,7 +61,7 @@ def test_the_linear_head_gets_what_the_field_spends(measure):
     tool = runpy.run_path(str(TOOLS / 'sweep.py'))
     config = load_config(SMALL)
     name = dict(parameters='equal parameters', flops='equal compute')[measure]
-    variants = tool['trained_variants']('head', config)
+    variants = tool['trained_variants']('head', config, [8, 16])
     field, linear = (load_config(SMALL, variants[key]) for key in ('field, patch 16', f'linear, {name}, patch 16'))
     assert linear.model.backbone.head == dict(type='LinearHead')
     cost = tool['count_parameters'] if measure == 'parameters' else training_gflops

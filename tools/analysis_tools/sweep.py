@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Compare variants of a small network, each trained in several seeds: the paper's ablations on one CPU core.
 
-head: the neural field against the linear head, at equal parameters and at equal compute, in patches of 8 and 16
+head: the neural field against the linear head, at equal parameters and at equal compute, in patches of several sizes
 (paper Fig. 6). normalize, width, depth, coordinates: the field's design (Fig. 7a to d). guidance, solver: sampling
 from one trained network (Fig. 7e and f). An interrupted sweep goes on where it stopped.
 """
@@ -19,6 +19,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('axes', nargs='+', choices=AXES, metavar='AXIS', help=', '.join(AXES))
     parser.add_argument('--config', default='mm_configs/ablations/digits_small.py', help='network and data (digits)')
+    parser.add_argument('--patches', type=int, nargs='+', default=[8, 16], help='patch sizes of the axis head (8 16)')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1], help='one training each (0 1)')
     parser.add_argument('--iters', type=int, help="training steps (the config's)")
     parser.add_argument(
@@ -47,7 +48,9 @@ def main(args: argparse.Namespace) -> None:
     classifier = args.classifier or args.out / 'classifier.safetensors'
     if not classifier.is_file() and not args.only_draw:
         train_classifier(config, classifier)
-    trained = {axis: trained_variants(axis, config) for axis in args.axes if axis not in ('guidance', 'solver')}
+    trained = {
+        axis: trained_variants(axis, config, args.patches) for axis in args.axes if axis not in ('guidance', 'solver')
+    }
     if not args.only_draw:
         judge = study.make_judge(config, classifier, args.samples)
         study.save_result(args.out / 'floor.json', judge.floor)
@@ -79,12 +82,12 @@ def train_classifier(config, path: Path) -> None:
     print(f'{path}: right on {share:.1%} of {len(test[0])} pictures it was not trained on'.replace('%', ' %'))
 
 
-def trained_variants(axis: str, config) -> dict[str, dict]:
+def trained_variants(axis: str, config, patches: list[int]) -> dict[str, dict]:
     """Names of an axis' variants, and the config entries that make each."""
     head = config.model.backbone.head
     if axis == 'head':
         variants = {}
-        for patch in (8, 16):
+        for patch in patches:
             options = {'model.backbone.patch_size': patch}
             if config.model.loss.teacher is not None:
                 options['model.loss.teacher.patch_size'] = patch
