@@ -60,6 +60,19 @@ def test_a_column_of_zeros_stays_finite():
 
 
 @pytest.mark.parametrize('function', [unit_columns, lambda w: rms_norm(w, torch.ones(3), 1e-6)])
+def test_torch_func_differentiates_forwards_and_vectorises(function):
+    torch.manual_seed(0)
+    w, direction = torch.randn(2, 4, 3), torch.randn(2, 4, 3)
+    value, change = torch.func.jvp(function, (w,), (direction,))
+    assert relative_error(value, function(w)) < 1e-6
+    torch.testing.assert_close(
+        change, (function(w + 1e-2 * direction) - function(w - 1e-2 * direction)) / 2e-2, rtol=1e-2, atol=1e-3
+    )
+    every = torch.func.vmap(function)(torch.stack([w, direction]))
+    assert relative_error(every, torch.stack([function(w), function(direction)])) < 1e-6
+
+
+@pytest.mark.parametrize('function', [unit_columns, lambda w: rms_norm(w, torch.ones(3), 1e-6)])
 def test_a_second_derivative_is_refused_rather_than_wrong(function):
     w = torch.randn(2, 4, 3, requires_grad=True)
     (first,) = torch.autograd.grad(function(w).square().sum(), w, create_graph=True)

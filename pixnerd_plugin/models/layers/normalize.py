@@ -15,6 +15,8 @@ def rms_norm(h: Tensor, weight: Tensor, eps: float | None) -> Tensor:
     # A GPU has a fused kernel, and so has a compiler; half precision on a CPU would need its sums in float32.
     if eps is None or h.device.type != 'cpu' or h.dtype != torch.float32 or torch.compiler.is_compiling():
         return F.rms_norm(h, weight.shape, weight, eps)
+    if _in_transform():
+        return F.rms_norm(h, weight.shape, weight, eps)
     if torch.is_grad_enabled():
         return _RMSNorm.apply(h, weight, eps)
     return (h * _reciprocal_rms(h, eps)).mul_(weight)
@@ -22,9 +24,14 @@ def rms_norm(h: Tensor, weight: Tensor, eps: float | None) -> Tensor:
 
 def unit_columns(w: Tensor) -> Tensor:
     """Scale the columns of ``w (N, in, out)`` to unit L2 norm (paper Eq. 10)."""
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling() and not _in_transform():
         return _UnitColumns.apply(w)
     return w * _reciprocal_norm(w).to(w.dtype)
+
+
+def _in_transform() -> bool:
+    """Whether torch.func differentiates or vectorises this call, which it cannot with a gradient written by hand."""
+    return torch._C._are_functorch_transforms_active()
 
 
 def _reciprocal_rms(h: Tensor, eps: float) -> Tensor:
