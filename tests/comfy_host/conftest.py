@@ -2,6 +2,9 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+
+from .host import TEXT_DIM, build_net, save_net
 
 
 @pytest.fixture(scope='session')
@@ -18,3 +21,34 @@ def server(tmp_path_factory):
 @pytest.fixture(scope='session')
 def object_info(server):
     return server.get('/object_info')
+
+
+@pytest.fixture(scope='module', params=['class', 'text'])
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope='module')
+def net(kind):
+    return build_net(kind)
+
+
+@pytest.fixture
+def model(kind, net, tmp_path):
+    import comfy.sd
+
+    save_net(net, tmp_path / 'model.safetensors')
+    return comfy.sd.load_diffusion_model(str(tmp_path / 'model.safetensors'))
+
+
+@pytest.fixture(scope='module')
+def conds(kind):
+    """What the core takes, and the same as ComfyUI's CONDITIONING; each conditional and null."""
+    from comfy_nodes.model import LABELS
+
+    if kind == 'class':
+        pair = torch.tensor([3]), torch.tensor([5])
+        return pair, [[[torch.zeros(1, 1, 1), {LABELS: label}]] for label in pair]
+    generator = torch.Generator().manual_seed(1)
+    pair = [torch.randn(1, 128, TEXT_DIM, generator=generator) for _ in range(2)]
+    return pair, [[[cond, {}]] for cond in pair]

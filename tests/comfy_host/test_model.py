@@ -1,104 +1,28 @@
-"""The native MODEL, in this process: core's own loaders, samplers and patchers against the core of this repository."""
-
-import json
+"""The native MODEL, in this process: core's own loaders and samplers against the core of this repository."""
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
-from .host import CLASS_NAMES, TEXT_DIM, build_net, import_host, require_host, save_net
+from .host import TEXT_DIM, import_host, require_host
 
 require_host()
 import_host()
 
-import comfy.model_management  # noqa: E402
-import comfy.sample  # noqa: E402
 import comfy.samplers  # noqa: E402
 import comfy.sd  # noqa: E402
-import comfy.utils  # noqa: E402
 
-from comfy_nodes.model import LABELS, PixNerdModel  # noqa: E402
+from comfy_nodes.model import LABELS  # noqa: E402
 from comfy_nodes.nodes import (  # noqa: E402
     PixNerdAdamsSolver,
     PixNerdClassLabel,
     PixNerdDecode,
-    PixNerdEmptyImage,
     PixNerdGuidanceInterval,
     PixNerdResolution,
-    PixNerdSampler,
     PixNerdSigmas,
 )
-from comfy_nodes.weights import METADATA_TENSOR, metadata_tensor  # noqa: E402
-from pixnerd_plugin.checkpoints.published import to_published  # noqa: E402
 from pixnerd_plugin.sampling import AdamsFlowSampler, EulerFlowSampler  # noqa: E402
 
-KINDS = ('class', 'text')
-SHIFT = {'class': 1.0, 'text': 3.0}
-SIZE = (64, 96)
-SEED = 11
-
-
-def error(value, reference):
-    with torch.no_grad():
-        return float((value - reference).norm() / reference.norm())
-
-
-@pytest.fixture(scope='module', params=KINDS)
-def kind(request):
-    return request.param
-
-
-@pytest.fixture(scope='module')
-def net(kind):
-    return build_net(kind)
-
-
-@pytest.fixture
-def model(kind, net, tmp_path):
-    save_net(net, tmp_path / 'model.safetensors')
-    return comfy.sd.load_diffusion_model(str(tmp_path / 'model.safetensors'))
-
-
-@pytest.fixture(scope='module')
-def conds(kind):
-    """What the core takes, and the same as ComfyUI's CONDITIONING; each conditional and null."""
-    if kind == 'class':
-        pair = torch.tensor([3]), torch.tensor([5])
-        return pair, [[[torch.zeros(1, 1, 1), {LABELS: label}]] for label in pair]
-    generator = torch.Generator().manual_seed(1)
-    pair = [torch.randn(1, 128, TEXT_DIM, generator=generator) for _ in range(2)]
-    return pair, [[[cond, {}]] for cond in pair]
-
-
-def noise(size=SIZE, batch=1):
-    return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(SEED))
-
-
-def empty(size=SIZE, batch=1):
-    return PixNerdEmptyImage.execute(size[1], size[0], batch).args[0]
-
-
-def sample(model, conds, size=SIZE, batch=1, latent=None, **changes):
-    settings = dict(
-        seed=SEED,
-        steps=5,
-        cfg=3.0,
-        order=2,
-        shift=0.0,
-        guidance_start=0.0,
-        guidance_end=1.0,
-        denoise=1.0,
-        record_field=False,
-    )
-    latent = latent or empty(size, batch)
-    return PixNerdSampler.execute(model, *conds[1], latent, **{**settings, **changes}).args[0]
-
-
-def reference(net, conds, size=SIZE, batch=1, **changes):
-    timeshift = SHIFT['class' if net.num_classes else 'text']
-    settings = dict(num_steps=5, order=2, guidance_scale=3.0, guidance_interval=(0.0, 1.0), timeshift=timeshift)
-    cond, null = (c.expand(batch, *c.shape[1:]) for c in conds[0])
-    return AdamsFlowSampler(**{**settings, **changes}).sample(net, noise(size, batch), cond, null)
+from .native import SEED, SHIFT, SIZE, empty, error, lora, noise, reference, sample  # noqa: E402
 
 
 class TestPictures:
@@ -244,127 +168,6 @@ def test_the_interval_skips_the_unconditional_half(model, conds):
     assert count_model_calls(model, conds, (0.3, 0.65)) == [1] * 4 + [2] * 3 + [1] * 3
 
 
-def lora(net, prefix='diffusion_model.', down='lora_A.weight', up='lora_B.weight', separator='.'):
-    generator = torch.Generator().manual_seed(3)
-    tensors = {}
-    for name, parameter in net.named_parameters():
-        if parameter.ndim == 2 and name.endswith('.weight') and 'label_embed' not in name:
-            out, inner = parameter.shape
-            base = prefix + name.removesuffix('.weight').replace('.', separator)
-            tensors[f'{base}.{down}'] = torch.randn(2, inner, generator=generator) / inner**0.5
-            tensors[f'{base}.{up}'] = torch.randn(out, 2, generator=generator) * 0.3
-    return tensors
-
-
-NAMES = [
-    dict(),
-    dict(down='lora_down.weight', up='lora_up.weight'),
-    dict(prefix='lora_unet_', down='lora_down.weight', up='lora_up.weight', separator='_'),
-]
-
-
-class TestPatching:
-    @pytest.mark.parametrize('names', NAMES)
-    def test_a_lora_changes_the_picture_and_unpatches_exactly(self, model, net, conds, names):
-        before = sample(model, conds)['samples']
-        weights = {name: tensor.clone() for name, tensor in model.model.diffusion_model.state_dict().items()}
-        tensors = lora(net, **names)
-        patched, _ = comfy.sd.load_lora_for_models(model, None, tensors, 1.0, 0)
-        assert len(patched.patches) == len(tensors) // 2
-        assert error(sample(patched, conds)['samples'], before) > 1e-2
-        assert torch.equal(sample(model, conds)['samples'], before)
-        for name, tensor in model.model.diffusion_model.state_dict().items():
-            assert torch.equal(tensor, weights[name]), name
-
-    def test_the_stock_lora_saver_writes_names_that_load(self, model, net, conds):
-        from comfy_extras.nodes_lora_extract import LORA_TYPES, calc_lora_model
-
-        patched, _ = comfy.sd.load_lora_for_models(model, None, lora(net), 1.0, 0)
-        before = sample(patched, conds)['samples']
-        # What "Extract and Save Lora" is given: the difference of two models.
-        difference = patched.clone()
-        difference.add_patches(model.get_key_patches('diffusion_model.'), -1.0, 1.0)
-        comfy.model_management.load_models_gpu([difference], force_patch_weights=True)
-        tensors = calc_lora_model(difference, 2, 'diffusion_model.', 'diffusion_model.', {}, LORA_TYPES['standard'])
-        again, _ = comfy.sd.load_lora_for_models(model, None, tensors, 1.0, 0)
-        assert len(again.patches) == sum('.lora_up.' in name for name in tensors) > 0
-        # The stock saver clamps outliers, so the picture comes near only.
-        assert error(sample(again, conds)['samples'], before) < error(sample(model, conds)['samples'], before)
-
-    @pytest.mark.parametrize('dtype', [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16])
-    def test_small_weight_types(self, kind, net, conds, tmp_path, dtype):
-        save_net(net, tmp_path / 'model.safetensors')
-        path = str(tmp_path / 'model.safetensors')
-        model = comfy.sd.load_diffusion_model(path, model_options={'dtype': dtype})
-        assert model.model.diffusion_model.blocks[0].attn.qkv.weight.dtype == dtype
-        result = sample(model, conds, record_field=True)
-        assert 0 < error(result['samples'], reference(net, conds)) < 0.5
-        image = PixNerdDecode.execute(result, 192, 128, 0, 0, 0, 0, 0.0, 0, 0).args[0]
-        assert image.isfinite().all()
-
-    @pytest.mark.parametrize('with_lora', [False, True])
-    def test_partly_loaded_weights_give_the_same(self, model, net, conds, with_lora):
-        if with_lora:
-            model, _ = comfy.sd.load_lora_for_models(model, None, lora(net), 1.0, 0)
-        x, sigma = noise(), torch.tensor([0.6])
-        key = 'labels' if net.num_classes else 'c_crossattn'
-        outputs = []
-        for memory in (1e32, model.model_size() / 3):
-            model.patch_model(model.load_device, lowvram_model_memory=memory)
-            outputs.append(model.model.apply_model(x, sigma, **{key: conds[0][0]}))
-            assert model.model.model_lowvram == (memory < 1e30)
-            model.unpatch_model(model.offload_device)
-        assert error(outputs[1], outputs[0]) <= 1e-5
-
-    def test_memory_estimates_grow_with_the_picture(self, model):
-        small, large = (model.memory_required([1, 3, side, side]) for side in (512, 1024))
-        assert large == pytest.approx(4 * small)
-
-
-class TestFiles:
-    def test_a_saved_model_comes_back_whole(self, net, conds, tmp_path):
-        metadata = {'architecture': net.architecture(), 'class_names': CLASS_NAMES}
-        tensors = {**net.state_dict(), METADATA_TENSOR: metadata_tensor(metadata)}
-        models = []
-        for name in ('first', 'second'):
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / name)
-            models.append(comfy.sd.load_diffusion_model_state_dict(load_file(tmp_path / name)))
-            tensors = models[-1].model.state_dict_for_saving()
-        first, second = models
-        assert second.model.class_names == first.model.class_names == CLASS_NAMES
-        assert torch.equal(sample(second, conds)['samples'], sample(first, conds)['samples'])
-
-    @pytest.mark.parametrize('prefix', ['', 'model.diffusion_model.', 'ema_denoiser.'])
-    def test_published_names_load(self, net, conds, tmp_path, prefix):
-        tensors = {prefix + name: tensor for name, tensor in to_published(net.state_dict()).items()}
-        if prefix == 'ema_denoiser.':
-            tensors |= {name.replace('ema_', ''): torch.zeros_like(tensor) for name, tensor in tensors.items()}
-            tensors['diffusion_trainer.proj.0.weight'] = torch.zeros(2, 2)
-        save_file(tensors, tmp_path / 'model.safetensors')
-        model = comfy.sd.load_diffusion_model(str(tmp_path / 'model.safetensors'))
-        assert error(sample(model, conds)['samples'], reference(net, conds)) <= 1e-4
-
-    def test_what_the_tensors_do_not_tell_is_kept(self, tmp_path):
-        net = build_net('class')
-        net.head.alignment = 'centers'
-        net.head.coordinates = 'cosine'
-        metadata = {'architecture': net.architecture(), 'class_names': CLASS_NAMES}
-        tensors = {**net.state_dict(), METADATA_TENSOR: metadata_tensor(metadata)}
-        save_file(tensors, tmp_path / 'model.safetensors')
-        model = comfy.sd.load_diffusion_model(str(tmp_path / 'model.safetensors'))
-        assert model.model.diffusion_model.head.architecture() == net.head.architecture()
-        positive, null = PixNerdClassLabel.execute(model, 'goldfish\n3').args
-        assert positive[0][1][LABELS].tolist() == [1, 3]
-        assert null[0][1][LABELS].tolist() == [5]
-
-    def test_a_torn_file_is_an_error(self, net, tmp_path):
-        tensors = net.state_dict()
-        tensors.pop('blocks.1.attn.proj.bias')
-        save_file(tensors, tmp_path / 'model.safetensors')
-        with pytest.raises(ValueError, match=r'missing blocks\.1\.attn\.proj\.bias'):
-            comfy.sd.load_diffusion_model(str(tmp_path / 'model.safetensors'))
-
-
 class TestBadInput:
     def test_conditioning_of_the_other_kind(self, model, net, conds):
         text, label = [[torch.zeros(1, 128, TEXT_DIM), {}]], [[torch.zeros(1, 1, 1), {LABELS: torch.tensor([1])}]]
@@ -413,39 +216,3 @@ class TestBadInput:
     def test_another_model(self, conds):
         with pytest.raises(ValueError, match='connect the MODEL of PixNerd Model Loader'):
             sample(None, (None, [[], []]))
-
-
-def test_it_is_core_that_loads_it(model):
-    assert isinstance(model.model, PixNerdModel)
-    assert model.get_model_object('latent_format').latent_channels == 3
-
-
-def test_registering_twice_changes_nothing():
-    import comfy.model_detection
-    import comfy.supported_models
-
-    from comfy_nodes.model import PixNerdConfig, register
-
-    detect = comfy.model_detection.detect_unet_config
-    register()
-    assert comfy.model_detection.detect_unet_config is detect
-    assert comfy.supported_models.models.count(PixNerdConfig) == 1
-
-
-def test_the_pack_registers_each_part_once():
-    from pixnerd_plugin.registry import MODELS
-
-    assert MODELS.get('PixNerdDiT') is type(build_net('class'))
-
-
-def test_other_models_are_still_detected():
-    import comfy.model_detection
-
-    assert comfy.model_detection.detect_unet_config({'nothing.weight': torch.zeros(1)}, '') is None
-
-
-def test_header_metadata_is_plain_json(tmp_path):
-    save_net(build_net('class'), tmp_path / 'a.safetensors', class_names=CLASS_NAMES)
-    _, header = comfy.utils.load_torch_file(str(tmp_path / 'a.safetensors'), return_metadata=True)
-    assert json.loads(header['pixnerd'])['class_names'] == CLASS_NAMES
-    assert load_file(tmp_path / 'a.safetensors')

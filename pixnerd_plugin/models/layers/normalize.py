@@ -13,9 +13,7 @@ from torch.autograd.function import once_differentiable
 def rms_norm(h: Tensor, weight: Tensor, eps: float | None) -> Tensor:
     """``h / sqrt(mean(h^2) + eps) * weight`` over the last dimension; weight ``(D,)`` in the dtype of ``h``."""
     # A GPU has a fused kernel, and so has a compiler; half precision on a CPU would need its sums in float32.
-    if eps is None or h.device.type != 'cpu' or h.dtype != torch.float32 or torch.compiler.is_compiling():
-        return F.rms_norm(h, weight.shape, weight, eps)
-    if _in_transform():
+    if eps is None or h.device.type != 'cpu' or h.dtype != torch.float32 or _is_transformed():
         return F.rms_norm(h, weight.shape, weight, eps)
     if torch.is_grad_enabled():
         return _RMSNorm.apply(h, weight, eps)
@@ -24,14 +22,14 @@ def rms_norm(h: Tensor, weight: Tensor, eps: float | None) -> Tensor:
 
 def unit_columns(w: Tensor) -> Tensor:
     """Scale the columns of ``w (N, in, out)`` to unit L2 norm (paper Eq. 10)."""
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling() and not _in_transform():
+    if torch.is_grad_enabled() and not _is_transformed():
         return _UnitColumns.apply(w)
     return w * _reciprocal_norm(w).to(w.dtype)
 
 
-def _in_transform() -> bool:
-    """Whether torch.func differentiates or vectorises this call, which it cannot with a gradient written by hand."""
-    return torch._C._are_functorch_transforms_active()
+def _is_transformed() -> bool:
+    """Whether torch.compile or torch.func takes this call apart, and wants to find plain operations in it."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 def _reciprocal_rms(h: Tensor, eps: float) -> Tensor:
