@@ -124,11 +124,26 @@ class Bf16OptimWrapper(FiniteOptimWrapper):
     """Forward pass in bf16 autocast, on any device; weights, gradients and optimiser state stay float32.
 
     bf16 has the range of float32, so the loss needs no scaling (mmengine's ``AmpOptimWrapper`` scales it all the same,
-    and refuses to run on a CPU).
+    and refuses to run on a CPU). A CPU without bf16 instructions emulates them, which a line in the log says.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if not torch.cuda.is_available() and bf16_is_emulated():
+            print_log(
+                'This CPU has no bf16 instructions: a step in bf16 takes many times as long as in float32; '
+                'set optim_wrapper.type=FiniteOptimWrapper, or leave out --amp.',
+                logger='current',
+                level=logging.WARNING,
+            )
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
         device = next(model.parameters()).device.type
         with super().optim_context(model), torch.autocast(device, torch.bfloat16):
             yield
+
+
+def bf16_is_emulated() -> bool:
+    """Whether oneDNN, which multiplies bf16 matrices on a CPU, lacks the instructions for it."""
+    return torch.backends.mkldnn.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported()

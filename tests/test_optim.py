@@ -143,3 +143,13 @@ def test_bf16_runs_the_network_in_bf16_and_keeps_float32_weights():
     assert not torch.equal(model.weight, before)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert all(t.dtype == torch.float32 for state in wrapper.optimizer.state.values() for t in state.values())
+
+
+@pytest.mark.parametrize('emulated', [True, False])
+def test_bf16_that_is_emulated_is_said(monkeypatch, emulated):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setattr('pixnerd_plugin.optim.bf16_is_emulated', lambda: emulated)
+    said = []
+    monkeypatch.setattr('pixnerd_plugin.optim.print_log', lambda message, **options: said.append(message))
+    wrap(Bf16OptimWrapper)
+    assert ['optim_wrapper.type=FiniteOptimWrapper' in line for line in said] == [True] * emulated
