@@ -7,7 +7,17 @@ import sys
 from pathlib import Path
 
 MODELS = ('baseline-l16', 'l16', 'xl16', 'xxl16', 'tiny', 'tiny-text')
-VARIANTS = ('ours', 'bf16', 'compile', 'adamw-foreach', 'adamw-loop', 'ema-loop', 'checkpoint', 'accumulate-2')
+VARIANTS = (
+    'ours',
+    'bf16',
+    'compile',
+    'adamw-foreach',
+    'adamw-loop',
+    'ema-loop',
+    'checkpoint',
+    'accumulate-2',
+    'return-memory',
+)
 DTYPES = ('float32', 'bfloat16')
 
 

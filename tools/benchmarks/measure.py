@@ -5,8 +5,9 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -28,16 +29,45 @@ def prepare(args: Any) -> None:
 
 def take_turns(calls: dict[str, Callable[[], Any]], rounds: int, clock: str, device: str) -> dict[str, list[float]]:
     """Seconds of each call, run in the order A B A B …, after one round that does not count."""
-    now, seconds = CLOCKS[clock], {name: [] for name in calls}
-    for index in range(rounds + 1):
-        for name, call in calls.items():
-            start = now()
-            call()
-            if device == 'cuda':
-                torch.cuda.synchronize()
-            if index > 0:
-                seconds[name].append(now() - start)
-    return seconds
+    seconds = [{name: _seconds(call, clock, device) for name, call in calls.items()} for _ in range(rounds + 1)]
+    return {name: [of_round[name] for of_round in seconds[1:]] for name in calls}
+
+
+def take_turns_apart(
+    make: Callable[[Any, str], Callable[[], Any]], args: Any, names: list[str]
+) -> dict[str, list[float]]:
+    """As :func:`take_turns`, of ``make(args, name)`` for each name, each in a process of its own.
+
+    So each has its own memory, and its own settings of the C library.
+    """
+    with ExitStack() as stack:
+        pools = {name: stack.enter_context(_one_process()) for name in names}
+        for name, pool in pools.items():
+            _result(pool.submit(_make_call, make, args, name))
+        turns = {name: lambda pool=pool: _result(pool.submit(_time_call, args)) for name, pool in pools.items()}
+        rounds = [{name: turn() for name, turn in turns.items()} for _ in range(args.rounds + 1)]
+    return {name: [seconds[name] for seconds in rounds[1:]] for name in names}
+
+
+_call: Callable[[], Any]
+
+
+def _make_call(make: Callable[[Any, str], Callable[[], Any]], args: Any, name: str) -> None:
+    global _call
+    prepare(args)
+    _call = make(args, name)
+
+
+def _time_call(args: Any) -> float:
+    return _seconds(_call, args.clock, args.device)
+
+
+def _seconds(call: Callable[[], Any], clock: str, device: str) -> float:
+    start = CLOCKS[clock]()
+    call()
+    if device == 'cuda':
+        torch.cuda.synchronize()
+    return CLOCKS[clock]() - start
 
 
 def summary(seconds: list[float]) -> str:
@@ -72,13 +102,20 @@ def machine(args: Any) -> str:
 
 def in_fresh_process(function: Callable, *args: Any) -> Any:
     """Call ``function`` in a new process, so that nothing else counts in its peak."""
+    with _one_process() as pool:
+        return _result(pool.submit(function, *args))
+
+
+def _one_process() -> ProcessPoolExecutor:
     threads = (torch.get_num_threads(),)
-    context = get_context('spawn')
-    with ProcessPoolExecutor(1, context, initializer=torch.set_num_threads, initargs=threads) as pool:
-        try:
-            return pool.submit(function, *args).result()
-        except BrokenProcessPool:
-            raise ValueError('the process was killed, most likely for want of memory; measure a smaller size') from None
+    return ProcessPoolExecutor(1, get_context('spawn'), initializer=torch.set_num_threads, initargs=threads)
+
+
+def _result(future: Future) -> Any:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        raise ValueError('the process was killed, most likely for want of memory; measure a smaller size') from None
 
 
 class Peak:

@@ -6,7 +6,17 @@ from argparse import Namespace
 from typing import Any
 
 from . import forward, sample, train
-from .measure import in_fresh_process, machine, prepare, print_header, print_row, ratio, summary, take_turns
+from .measure import (
+    in_fresh_process,
+    machine,
+    prepare,
+    print_header,
+    print_row,
+    ratio,
+    summary,
+    take_turns,
+    take_turns_apart,
+)
 from .networks import SHAPES
 
 
@@ -37,9 +47,7 @@ def row(args: Any, published_steps: int) -> None:
     pictures = {name: [s * published_steps / args.steps for s in seconds] for name, seconds in pictures.items()}
     steps: dict[str, list[float]] = {}
     if not args.no_train:
-        calls = {name: train.step_of(args, name) for name in whose}
-        steps = take_turns(calls, args.rounds, args.clock, args.device)
-        del calls
+        steps = take_turns_apart(train.step_of, args, whose)
     for name in whose:
         risen, whole = in_fresh_process(sample.peak, args, name)
         memory = '–' if args.no_train else f'{in_fresh_process(train.peak, args, name):.0f}'

@@ -8,13 +8,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from pixnerd_plugin.cli import keep_freed_memory
 from pixnerd_plugin.models.losses import FlowMatchREPALoss
 
-from .measure import Peak, in_fresh_process, machine, prepare, print_header, print_row, ratio, summary, take_turns
+from .measure import Peak, in_fresh_process, machine, prepare, print_header, print_row, ratio, summary, take_turns_apart
 from .networks import build, shape_of
 
 # What a step is made of, and how each variant differs from the step that training takes.
-DEFAULT = dict(bf16=False, compile=False, adamw='fused', ema='foreach', checkpoint=False, accumulate=1)
+DEFAULT = dict(
+    bf16=False, compile=False, adamw='fused', ema='foreach', checkpoint=False, accumulate=1, keep_memory=True
+)
 VARIANTS: dict[str, dict[str, Any]] = {
     'ours': {},
     'bf16': dict(bf16=True),
@@ -24,6 +27,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     'ema-loop': dict(ema='loop'),
     'checkpoint': dict(checkpoint=True),
     'accumulate-2': dict(accumulate=2),
+    'return-memory': dict(keep_memory=False),
 }
 PUBLISHED = 'published'
 TEACHER_DIM = 768
@@ -35,9 +39,7 @@ def run(args: Any) -> None:
     shape, names = shape_of(args), list(dict.fromkeys(['ours', *args.variants]))
     if args.reference:
         names.append(PUBLISHED)
-    steps = {name: step_of(args, name) for name in names}
-    seconds = take_turns(steps, args.rounds, args.clock, args.device)
-    del steps
+    seconds = take_turns_apart(step_of, args, names)
     default = 'bfloat16 autocast' if args.dtype == 'bfloat16' else 'float32'
     print(f'{shape.name}, {shape.depth} blocks, {args.size}x{args.size}, batch {args.batch[0]}, {default}; ', end='')
     print(machine(args))
@@ -56,6 +58,8 @@ def step_of(args: Any, name: str) -> Callable[[], None]:
     net: nn.Module = ours if published is None else published
     if published is None:
         net.checkpoint = settings['checkpoint']
+        if args.device == 'cpu' and settings['keep_memory']:
+            keep_freed_memory()
     if settings['compile']:
         (net if published is None else published.net).compile()
     align = min(8, shape.depth)
