@@ -24,7 +24,7 @@ demo: $(STAMP)
 
 # One thread each: the tests start several processes, which would otherwise fight over the cores.
 test: $(STAMP)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

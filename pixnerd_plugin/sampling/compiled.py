@@ -13,8 +13,8 @@ from torch import nn
 def compiled(net: nn.Module) -> Callable[..., Any]:
     """The network's forward, compiled; on a GPU its kernels are launched as one CUDA graph.
 
-    The network stays as it is. Compiling takes place at the first call and again for another batch size or picture
-    size; from the second size on it is made for any, and after torch's limit of recompiles the network runs uncompiled.
+    The network stays as it is. It is compiled at the first call, once more at another batch size and once at another
+    picture size, which from then on may be any; a batch of one is a case of its own.
     """
     on_gpu = next(net.parameters()).device.type == 'cuda'
     kind: Any = type(net)  # hashable, which mypy doubts of a type of modules

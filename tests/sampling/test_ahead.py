@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from pixnerd_plugin.registry import MODELS
 from pixnerd_plugin.sampling import AdamsFlowSampler, EulerFlowSampler, HeunFlowSampler, ahead, compiled
@@ -84,4 +85,20 @@ def test_compiled_sampling_gives_the_same_picture(monkeypatch, backend):
     image = EulerFlowSampler(**arguments, compile=True).sample(net, noise, cond, null)
     assert relative_error(image, EulerFlowSampler(**arguments).sample(net, noise, cond, null)) < 1e-5
     assert list(net.state_dict()) == names
+    compiled._compiled_forward.cache_clear()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['class', 'text'])
+def test_one_compilation_serves_many_sizes(monkeypatch, kind):
+    counter = CompileCounterWithBackend('eager')
+    monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend=counter, fullgraph=True))
+    compiled._compiled_forward.cache_clear()
+    torch.compiler.reset()
+    net = network(kind)
+    sampler = EulerFlowSampler(3, guidance_interval=(0.2, 1.0), compile=True)
+    for batch, height, width in ((2, 8, 12), (2, 12, 8), (2, 16, 16), (3, 16, 24), (5, 8, 8), (2, 20, 24)):
+        sampler.sample(net, torch.randn(batch, 3, height, width), *conditions(kind, batch, 1))
+    # One for the first batch, guided and not, each; then one for any batch and one for any size as well.
+    assert counter.frame_count <= 4
     compiled._compiled_forward.cache_clear()

@@ -12,9 +12,11 @@ class Conditioning(NamedTuple):
 
     Args:
         time: embedded times ``(R, D)``.
-        modulations: of each block, ``(depth, R, 6, D)``.
-        text: keys and values of the refined text in each block, ``(depth, R, 2, num_heads, N, head_dim)``; None for
+        modulations: of each block, ``(R, depth, 6, D)``.
+        text: keys and values of the refined text in each block, ``(R, depth, 2, num_heads, N, head_dim)``; None for
             classes.
+
+    Rows come first, so that a slice has the strides of the whole and a compiled network takes any.
     """
 
     time: Tensor
@@ -23,9 +25,7 @@ class Conditioning(NamedTuple):
 
     def select(self, rows: slice | Tensor) -> Conditioning:
         """The pairs at ``rows``, in that order; views for a slice."""
-        return Conditioning(
-            self.time[rows], self.modulations[:, rows], None if self.text is None else self.text[:, rows]
-        )
+        return Conditioning(self.time[rows], self.modulations[rows], None if self.text is None else self.text[rows])
 
     @property
     def nbytes(self) -> int:

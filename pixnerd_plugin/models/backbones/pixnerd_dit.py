@@ -179,8 +179,12 @@ class PixNerdDiT(nn.Module):
         if conditioning is None:
             time, modulations, texts = self._condition(t, cond, x.dtype)
         else:
-            time, modulations = conditioning.time, list(conditioning.modulations.unbind())
-            texts = [None] * self.depth if conditioning.text is None else [kv.unbind(1) for kv in conditioning.text]
+            time, modulations = conditioning.time, list(conditioning.modulations.unbind(1))
+            texts = (
+                [None] * self.depth
+                if conditioning.text is None
+                else [kv.unbind(1) for kv in conditioning.text.unbind(1)]
+            )
         tokens = _resample(x, grid, self.patch_size)
         s, features = self._tokens(tokens, time, modulations, texts, grid, feature_layer)
         v = self.decode(s, x if pixels is None else pixels, grid, positions, field_chunk)
@@ -210,12 +214,12 @@ class PixNerdDiT(nn.Module):
         """
         time, modulations, texts = self._condition(t, cond, dtype)
         if self.text_dim is None:
-            return Conditioning(time, torch.stack(modulations), None)
+            return Conditioning(time, torch.stack(modulations, dim=1), None)
         keys_values = [
             torch.stack(block.attn.text_keys_values(text), dim=1)
             for block, text in zip(self.blocks, texts, strict=True)
         ]
-        return Conditioning(time, torch.stack(modulations), torch.stack(keys_values))
+        return Conditioning(time, torch.stack(modulations, dim=1), torch.stack(keys_values, dim=1))
 
     def _condition(self, t: Tensor, cond: Tensor, dtype: torch.dtype) -> tuple[Tensor, list[Tensor], list[Any]]:
         """Embedded time ``(B, D)``, and for each block its modulation ``(B, 6, D)`` and the refined text or None."""

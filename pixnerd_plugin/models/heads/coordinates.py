@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from ..layers.rotary import evenly_spaced
+
 COORDINATES = ('dct', 'cosine', 'sincos')
 ALIGNMENTS = ('corners', 'centers')
 
@@ -25,7 +27,7 @@ def pixel_positions(num: int, patch_size: int, alignment: str, device: torch.dev
     sits at ``((j + 1/2) P / num - 1/2) / (P - 1)``. At ``num == patch_size`` the two agree.
     """
     if alignment == 'corners':
-        return torch.linspace(0, 1, num, device=device)
+        return evenly_spaced(1, num, device)
     centers = (torch.arange(num, dtype=torch.float32, device=device) + 0.5) * (patch_size / num) - 0.5
     return centers / max(patch_size - 1, 1)
 

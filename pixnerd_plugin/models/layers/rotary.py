@@ -11,6 +11,14 @@ PUBLISHED_SPAN = 16.0
 POSITION_RULES = ('fixed_span', 'swapped_grid', 'grid')
 
 
+def evenly_spaced(end: float, num: int, device: torch.device | None = None) -> Tensor:
+    """``torch.linspace(0, end, num)``, which a compiler would make anew for each ``num``."""
+    index = torch.arange(num, device=device)
+    step = end / max(num - 1, 1)
+    # From both ends, as torch does it, so that the last one is ``end`` to the bit.
+    return torch.where(2 * index < num, index * step, end - (num - 1 - index) * step)
+
+
 def token_positions(grid: tuple[int, int], rule: str, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
     """Return the positions ``x, y``, each ``(rows * columns,)``, of a row-major grid of tokens.
 
@@ -29,9 +37,7 @@ def token_positions(grid: tuple[int, int], rule: str, device: torch.device | Non
         x_end, y_end = float(columns), float(rows)
     else:
         raise ValueError(f'position_rule={rule!r} is not known; use one of {", ".join(POSITION_RULES)}')
-    y, x = torch.meshgrid(
-        torch.linspace(0, y_end, rows, device=device), torch.linspace(0, x_end, columns, device=device), indexing='ij'
-    )
+    y, x = torch.meshgrid(evenly_spaced(y_end, rows, device), evenly_spaced(x_end, columns, device), indexing='ij')
     return x.flatten(), y.flatten()
 
 
