@@ -3,12 +3,14 @@
 
 Written to WORK_DIR/test: samples.npz (ADM's format: arr_0, uint8, NHWC), samples.png, and metrics.json with FID, sFID,
 IS, precision and recall. Picture n has class n mod K and the noise of seed SEED + n, whatever the batch and the number
-of processes. What was drawn is kept: the same command goes on where it was interrupted.
+of processes. What was drawn is kept: the same command goes on where it was interrupted, and one that asks for more adds
+to it.
 
 Features come from the config's feature_extractor, by default Inception with the weights that PIXNERD_INCEPTION names.
 """
 
 import argparse
+import hashlib
 import json
 from pathlib import Path
 
@@ -45,17 +47,17 @@ def parse_args() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     from mmengine.device import get_device
-    from mmengine.dist import barrier, get_dist_info, init_dist, is_distributed
+    from mmengine.dist import barrier, get_dist_info
     from mmengine.registry import init_default_scope
 
     import pixnerd_plugin.training  # noqa: F401 (registers what configs name)
     from pixnerd_plugin.checkpoints import read_checkpoint
     from pixnerd_plugin.cli import hide_broken_torchvision, load_config, set_up_processes, tear_down_processes
     from pixnerd_plugin.evaluation.generate import digest_weights, load_model, picture_size
-    from pixnerd_plugin.evaluation.quality import measure, open_reference
+    from pixnerd_plugin.evaluation.quality import measure, open_reference, prepare
     from pixnerd_plugin.evaluation.store import SampleStore
 
-    num = args.num_samples or (50_000 if args.reference else 100)
+    num = args.num_samples if args.num_samples is not None else 50_000 if args.reference else 100
     for name, value in (('--num-samples', num), ('--batch-size', args.batch_size)):
         if value < 1:
             raise ValueError(f'{name} must be at least 1, got {value}')
@@ -64,14 +66,14 @@ def main(args: argparse.Namespace) -> None:
     config = load_config(args.config, args.cfg_options)
     size = picture_size(config)
     if args.reference:
-        # Everything that can be wrong is found before hours of sampling.
         extractor = make_extractor(config, num)
         reference = open_reference(args.reference, size, extractor, args.center_crop)
     set_up_processes(config, args.launcher)
-    if args.launcher != 'none' and not is_distributed():
-        init_dist(args.launcher)
     init_default_scope('pixnerd')
     model = load_model(config, args.checkpoint, get_device())
+    if args.reference:
+        # What is wrong with it is found before hours of sampling.
+        prepare(reference, extractor, args.batch_size, get_device())
 
     out = Path(args.work_dir or f'work_dirs/{Path(args.config).stem}') / 'test'
     conditions = all_conditions(model, config)
@@ -80,7 +82,7 @@ def main(args: argparse.Namespace) -> None:
         sampler=model.sampler.config(),
         size=size,
         seed=args.seed,
-        conditions={key: values if len(values) <= 100 else len(values) for key, values in conditions.items()},
+        conditions={key: digest(values) for key, values in conditions.items()},
     )
     store = SampleStore(out, run, num, args.overwrite)
     if get_dist_info()[0] == 0:
@@ -93,7 +95,7 @@ def main(args: argparse.Namespace) -> None:
         show(store.npz, out / 'samples.png')
     barrier()
     if args.reference:
-        samples = open_samples(store.npz, size, num, conditions)
+        samples = open_samples(store.npz, num, conditions)
         results = measure(samples, reference, extractor, args.batch_size, get_device())
         if results:
             report(results, out / 'metrics.json', num, args, extractor.name)
@@ -122,6 +124,11 @@ def all_conditions(model, config) -> dict:
     return {key: list(values) for key, values in sample_grid_hook(config)['conditions'].items()}
 
 
+def digest(values: list) -> str:
+    """What tells one list of conditions from another."""
+    return f'{len(values)} ({hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]})'
+
+
 def sample(model, store, conditions: dict, size: tuple[int, int], batch_size: int, seed: int) -> None:
     """Draw what the store lacks, this process its share."""
     from mmengine.dist import barrier, get_dist_info
@@ -146,12 +153,12 @@ def sample(model, store, conditions: dict, size: tuple[int, int], batch_size: in
             bar.update(len(numbers))
 
 
-def open_samples(path: Path, size: tuple[int, int], num: int, conditions: dict):
+def open_samples(path: Path, num: int, conditions: dict):
     import torch
 
-    from pixnerd_plugin.evaluation.pictures import open_pictures
+    from pixnerd_plugin.evaluation.pictures import NpzPictures
 
-    samples = open_pictures(path, size)
+    samples = NpzPictures(path, num)
     if 'label' in conditions:
         samples.labels = torch.arange(num) % len(conditions['label'])
     return samples

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -15,6 +17,8 @@ from torch import Tensor
 from pixnerd_plugin.datasets.image_folder import checked_folder, list_pictures
 
 ARRAY = 'arr_0.npy'
+# What reading a damaged zip archive raises.
+DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError)
 STATISTICS = ('mu', 'sigma', 'mu_s', 'sigma_s')
 
 
@@ -99,34 +103,32 @@ class FolderPictures(Pictures):
 
 
 class NpzPictures(Pictures):
-    """``arr_0`` of an npz as ADM writes it: uint8 ``(N, H, W, 3)``; never held in memory as a whole."""
+    """``arr_0`` of an npz as ADM writes it: uint8 ``(N, H, W, 3)``; never held in memory as a whole.
 
-    def __init__(self, path: str | Path):
+    Args:
+        path: the npz.
+        num: take only the first so many.
+    """
+
+    def __init__(self, path: str | Path, num: int | None = None):
         self.where = str(path)
-        with open_npz(path) as archive:
-            if ARRAY not in archive.namelist():
-                raise ValueError(f'{path} holds no pictures (arr_0), only {", ".join(archive.namelist())}')
-            with archive.open(ARRAY) as stream:
-                self.shape = _read_header(stream, path)
-        self.size = self.shape[1:3]
+        with open_array(path) as (_, shape):
+            self.num = shape[0] if num is None else min(num, shape[0])
+            self.size = shape[1:3]
 
     def __len__(self) -> int:
-        return self.shape[0]
+        return self.num
 
     def batches(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Tensor]:
-        picture = int(np.prod(self.shape[1:]))
-        with open_npz(self.where) as archive, archive.open(ARRAY) as stream:
-            _read_header(stream, self.where)
+        with open_array(self.where) as (stream, shape):
+            picture = int(np.prod(shape[1:]))
             for number, start in enumerate(range(0, len(self), batch_size)):
                 count = min(batch_size, len(self) - start)
-                try:
-                    data = stream.read(count * picture)
-                except (zipfile.BadZipFile, EOFError, OSError) as error:
-                    raise ValueError(f'{self.where} is damaged: {error}; make it again') from None
+                data = stream.read(count * picture)
                 if len(data) < count * picture:
                     raise ValueError(f'{self.where} ends at picture {start} of {len(self)}; make it again')
                 if number % world_size == rank:
-                    yield to_tensor(np.frombuffer(data, np.uint8).reshape(count, *self.shape[1:]))
+                    yield to_tensor(np.frombuffer(data, np.uint8).reshape(count, *shape[1:]))
 
 
 class TensorPictures(Pictures):
@@ -201,6 +203,23 @@ def to_tensor(images: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
 
 
+@contextmanager
+def open_array(path: str | Path) -> Iterator[tuple[IO[bytes], tuple[int, int, int, int]]]:
+    """Open ``arr_0`` of an npz for reading, and its shape ``(N, height, width, 3)``.
+
+    Raises:
+        ValueError: if there is none, if it is not of pictures, or, while it is read, if it is damaged.
+    """
+    with open_npz(path) as archive:
+        if ARRAY not in archive.namelist():
+            raise ValueError(f'{path} holds no pictures (arr_0), only {", ".join(archive.namelist())}')
+        try:
+            with archive.open(ARRAY) as stream:
+                yield stream, _read_header(stream, path)
+        except DAMAGE as error:
+            raise ValueError(f'{path} is damaged: {error}; make it again') from None
+
+
 def open_npz(path: str | Path) -> zipfile.ZipFile:
     """Open an npz as the zip archive it is.
 
@@ -215,9 +234,12 @@ def open_npz(path: str | Path) -> zipfile.ZipFile:
 
 
 def _read_header(stream: IO[bytes], path: str | Path) -> tuple[int, int, int, int]:
-    version = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(stream)
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(stream)
+    except ValueError as error:
+        raise ValueError(f'arr_0 of {path} is damaged: {error}; make it again') from None
     if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or fortran or shape[0] == 0:
         raise ValueError(f'arr_0 of {path} is {dtype} {shape}, and uint8 (N, height, width, 3) is needed')
     return shape

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pixnerd_plugin.evaluation.features import FeatureExtractor, Features
 from pixnerd_plugin.evaluation.metrics import Statistics, frechet_distance, inception_score, precision_recall
-from pixnerd_plugin.evaluation.pictures import ARRAY, STATISTICS, Pictures, open_npz, open_pictures
+from pixnerd_plugin.evaluation.pictures import ARRAY, DAMAGE, STATISTICS, Pictures, open_npz, open_pictures
 
 
 @dataclass
@@ -20,9 +20,13 @@ class Reference:
     """What samples are measured against: pictures, or ADM's statistics of a whole training set, or both."""
 
     where: str
+    size: tuple[int, int]
     pictures: Pictures | None = None
     pool: Statistics | None = None
     spatial: Statistics | None = None
+    features: Features | None = None
+    """Of ``pictures``, on rank 0."""
+    is_prepared: bool = False
 
 
 def open_reference(
@@ -47,7 +51,7 @@ def open_reference(
     has_statistics = 'mu.npy' in names
     if names and not has_statistics and ARRAY not in names:
         raise ValueError(f'{where} holds neither pictures (arr_0) nor statistics (mu, sigma), only {", ".join(names)}')
-    reference = Reference(where)
+    reference = Reference(where, size)
     if has_statistics:
         if extractor.name != 'Inception':
             raise ValueError(
@@ -76,6 +80,27 @@ def require_enough(number: int, extractor: FeatureExtractor, what: str) -> None:
         )
 
 
+def prepare(
+    reference: Reference, extractor: FeatureExtractor, batch_size: int = 64, device: torch.device | str = 'cpu'
+) -> None:
+    """Load the features' network and compute the reference's features, once: what is wrong with either shows here.
+
+    Raises:
+        ValueError: weights or a picture cannot be read, a picture has another size, or the statistics another width.
+    """
+    if reference.is_prepared:
+        return
+    extractor.to(device)
+    blank = extractor(torch.zeros(1, 3, *reference.size, dtype=torch.uint8))
+    if reference.spatial is not None and blank.spatial is not None:
+        width, found = blank.spatial.shape[1], reference.spatial.mean.shape[0]
+        if width != found:
+            raise ValueError(f'mu_s in {reference.where} is {found} wide, and the spatial features are {width}')
+    if reference.pictures is not None:
+        reference.features = extract(reference.pictures, extractor, batch_size)
+    reference.is_prepared = True
+
+
 def measure(
     samples: Pictures,
     reference: Reference,
@@ -90,12 +115,11 @@ def measure(
         ``precision``, ``recall``, and ``accuracy`` where labels and classes are known; on the others nothing.
     """
     require_enough(len(samples), extractor, f'samples {samples.where}')
-    extractor.to(device)
+    prepare(reference, extractor, batch_size, device)
     features = extract(samples, extractor, batch_size)
-    known = None if reference.pictures is None else extract(reference.pictures, extractor, batch_size)
     if features is None:
         return {}
-    results = compare(features, known, extractor, reference, device)
+    results = compare(features, reference.features, extractor, reference, device)
     if extractor.num_classes is not None and samples.labels is not None and features.logits is not None:
         results['accuracy'] = (features.logits.argmax(1) == samples.labels).double().mean().item()
     return results
@@ -169,7 +193,7 @@ def _read_statistics(path: str, dim: int) -> tuple[Statistics, Statistics | None
             if name in archive:
                 try:
                     found[name] = torch.from_numpy(archive[name]).double()
-                except (ValueError, OSError, EOFError, TypeError) as error:
+                except (ValueError, OSError, TypeError, *DAMAGE) as error:
                     raise ValueError(f'{name} in {path} is damaged: {error}; get the file again') from None
     for name, values in found.items():
         if not values.isfinite().all():
@@ -178,5 +202,9 @@ def _read_statistics(path: str, dim: int) -> tuple[Statistics, Statistics | None
         shapes = {name: tuple(values.shape) for name, values in found.items()}
         raise ValueError(f'{path} needs mu ({dim},) and sigma ({dim}, {dim}), and has {shapes}')
     pool = Statistics(found['mu'], found['sigma'])
-    spatial = Statistics(found['mu_s'], found['sigma_s']) if 'mu_s' in found and 'sigma_s' in found else None
-    return pool, spatial
+    if 'mu_s' not in found or 'sigma_s' not in found:
+        return pool, None
+    mean, covariance = found['mu_s'].shape, found['sigma_s'].shape
+    if len(mean) != 1 or covariance != (*mean, *mean):
+        raise ValueError(f'{path} has mu_s {tuple(mean)} and sigma_s {tuple(covariance)}, which do not fit together')
+    return pool, Statistics(found['mu_s'], found['sigma_s'])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pixnerd_plugin.atomic import atomic_path, remove_leftovers
-from pixnerd_plugin.evaluation.pictures import ARRAY
+from pixnerd_plugin.evaluation.pictures import ARRAY, open_array
 
 
 class SampleStore:
@@ -22,7 +22,7 @@ class SampleStore:
         folder: where to write.
         run: what decides the pictures (weights, sampler, seed, ...), plain numbers and strings. Pictures of another run
             are never mixed in.
-        total: how many pictures make the whole.
+        total: how many pictures are wanted, the first ones of the run. More than that are kept, fewer are added to.
         overwrite: throw away what another run left instead of refusing.
 
     Raises:
@@ -66,17 +66,20 @@ class SampleStore:
             temporary.write_text(json.dumps(dict(run=self.run), indent=1) + '\n')
 
     def is_complete(self) -> bool:
-        """Whether ``samples.npz`` is there with all pictures."""
+        """Whether ``samples.npz`` is there with all pictures, or more."""
+        return self._joined() >= self.total
+
+    def _joined(self) -> int:
+        """How many pictures ``samples.npz`` has: the first of the run."""
         if not self.npz.is_file():
-            return False
-        with zipfile.ZipFile(self.npz) as archive, archive.open(ARRAY) as stream:
-            np.lib.format.read_magic(stream)
-            shape, _, _ = np.lib.format.read_array_header_1_0(stream)
-        return shape[0] == self.total
+            return 0
+        with open_array(self.npz) as (_, shape):
+            return shape[0]
 
     def missing(self, batch_size: int) -> list[range]:
         """Runs of at most ``batch_size`` pictures that are not there yet."""
         done = np.zeros(self.total, bool)
+        done[: self._joined()] = True
         for first, stop, _ in self._parts():
             done[first:stop] = True
         todo, gaps = np.flatnonzero(~done), []
@@ -91,7 +94,7 @@ class SampleStore:
             np.save(temporary, images)
 
     def finish(self) -> None:
-        """Join the parts into ``samples.npz`` (``arr_0``, uint8, NHWC), one part in memory at a time.
+        """Join what is there into ``samples.npz`` (``arr_0``, uint8, NHWC), one part in memory at a time.
 
         Raises:
             ValueError: if a picture is missing.
@@ -101,7 +104,7 @@ class SampleStore:
         gaps = self.missing(self.total)
         if gaps:
             raise ValueError(f'{self.parts}: pictures {gaps[0].start} to {gaps[0].stop - 1} are missing; run again')
-        parts = self._parts()
+        parts, joined = self._parts(), self._joined()
         picture = np.load(parts[0][2], mmap_mode='r').shape[1:]
         header = dict(descr='|u1', fortran_order=False, shape=(self.total, *picture))
         # Not compressed, as numpy.savez: noise and photographs hardly shrink.
@@ -111,14 +114,21 @@ class SampleStore:
             archive.open(ARRAY, 'w', force_zip64=True) as stream,
         ):
             np.lib.format.write_array_header_1_0(stream, header)
-            position = 0
+            if joined:
+                with open_array(self.npz) as (before, _):
+                    shutil.copyfileobj(before, stream)
+            position = joined
             for first, stop, path in parts:
-                # A part may reach beyond a total made smaller since.
                 stop = min(stop, self.total)
                 if stop > position:
                     stream.write(np.load(path)[position - first : stop - first].tobytes())
                     position = stop
-        shutil.rmtree(self.parts)
+        for _, stop, path in parts:
+            # What lies beyond a total made smaller since is kept for a larger one.
+            if stop <= self.total:
+                path.unlink()
+        if not any(self.parts.iterdir()):
+            self.parts.rmdir()
 
     def _parts(self) -> list[tuple[int, int, Path]]:
         found = []

@@ -82,6 +82,15 @@ def mistakes(tmp_path):
     mixed.mkdir(parents=True)
     for side in (8, 9):
         Image.new('RGB', (8, side)).save(mixed / f'{side}.png')
+    np.savez_compressed(tmp_path / 'packed.npz', arr_0=np.zeros_like(images))
+    packed = bytearray((tmp_path / 'packed.npz').read_bytes())
+    packed[60:90] = bytes(30)
+    (tmp_path / 'packed.npz').write_bytes(packed)
+    whole = statistics(images)
+    save_npz(tmp_path / 'sigma.npz', **whole)
+    numbers = bytearray((tmp_path / 'sigma.npz').read_bytes())
+    numbers[numbers.index(b'sigma.npy') + 300] ^= 255
+    (tmp_path / 'sigma.npz').write_bytes(numbers)
     broken = statistics(images)
     broken['sigma'] = np.where(np.eye(12) == 1, np.nan, broken['sigma'])
     return {
@@ -92,6 +101,16 @@ def mistakes(tmp_path):
         ),
         'half-written': (str(cut), 'cut.npz is half-written'),
         'damaged': (str(flipped), 'flipped.npz is damaged: Bad CRC-32'),
+        'damaged and packed': (str(tmp_path / 'packed.npz'), 'packed.npz is (damaged|half-written)'),
+        'damaged statistics': (str(tmp_path / 'sigma.npz'), 'sigma in .*sigma.npz is damaged: Bad CRC-32'),
+        'spatial statistics of another width': (
+            save_npz(tmp_path / 's.npz', **dict(whole, mu_s=np.zeros(7), sigma_s=np.eye(7))),
+            'mu_s in .*s.npz is 7 wide, and the spatial features are 6',
+        ),
+        'spatial statistics that do not fit': (
+            save_npz(tmp_path / 't.npz', **dict(whole, sigma_s=np.eye(5))),
+            r'mu_s \(6,\) and sigma_s \(5, 5\), which do not fit',
+        ),
         'not finite': (save_npz(tmp_path / 'nan.npz', **broken), 'sigma in .*nan.npz holds NaN or infinity'),
         'other statistics': (save_npz(tmp_path / 'mu.npz', mu=np.zeros(3)), r'needs mu \(12,\) and sigma \(12, 12\)'),
         'floats': (save_npz(tmp_path / 'float.npz', arr_0=images / 255.0), 'float64 .* uint8'),
@@ -103,8 +122,9 @@ def mistakes(tmp_path):
 
 @pytest.mark.parametrize(
     'name',
-    ['another size', 'too few', 'half-written', 'damaged', 'not finite', 'other statistics', 'floats', 'neither',
-     'absent', 'mixed sizes'],
+    ['another size', 'too few', 'half-written', 'damaged', 'damaged and packed', 'damaged statistics',
+     'spatial statistics of another width', 'spatial statistics that do not fit', 'not finite', 'other statistics',
+     'floats', 'neither', 'absent', 'mixed sizes'],
 )  # fmt: skip
 def test_a_mistake_is_one_line(tmp_path, name):
     cases, good = mistakes(tmp_path)

@@ -40,15 +40,34 @@ def test_what_is_there_is_not_drawn_again(tmp_path, images):
     assert not SampleStore(tmp_path, RUN, 50).is_complete()
 
 
-def test_a_smaller_total_takes_the_first(tmp_path, images):
+def test_a_smaller_total_takes_the_first_and_loses_nothing(tmp_path, images):
     store = SampleStore(tmp_path, RUN, len(images))
     store.claim()
-    for numbers in store.missing(6):
+    for numbers in store.missing(6)[:3]:
         store.write(numbers, images[numbers.start : numbers.stop])
     smaller = SampleStore(tmp_path, RUN, 10)
     smaller.claim()
     smaller.finish()
     np.testing.assert_array_equal(np.load(tmp_path / 'samples.npz')['arr_0'], images[:10])
+    assert SampleStore(tmp_path, RUN, len(images)).missing(6) == [range(18, 23)]
+
+
+def test_a_larger_total_is_added_to_and_a_whole_file_never_shrinks(tmp_path, images):
+    for total, drawn in ((10, [range(0, 10)]), (len(images), [range(10, 16), range(16, 22), range(22, 23)]), (4, [])):
+        store = SampleStore(tmp_path, RUN, total)
+        store.claim()
+        missing = store.missing(10 if total == 10 else 6)
+        assert missing == drawn
+        for numbers in missing:
+            store.write(numbers, images[numbers.start : numbers.stop])
+        store.finish()
+    np.testing.assert_array_equal(np.load(tmp_path / 'samples.npz')['arr_0'], images)
+
+
+def test_a_damaged_file_is_named(tmp_path, images):
+    (tmp_path / 'samples.npz').write_bytes(b'PK half an archive')
+    with pytest.raises(ValueError, match=r'samples\.npz is half-written or no npz'):
+        SampleStore(tmp_path, RUN, 5).claim()
 
 
 def test_samples_of_other_settings_are_not_mixed_in(tmp_path, images):

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from pixnerd_plugin.cli import load_config
@@ -92,11 +93,16 @@ def test_a_reference_gives_the_metrics(test, tmp_path):
 def test_mistakes_are_found_before_anything_is_drawn(test, tmp_path, monkeypatch):
     monkeypatch.setattr(generate, 'draw_pictures', None)
     large = fakes.save_npz(tmp_path / 'large.npz', arr_0=fakes.pictures(40, 32))
+    mixed = tmp_path / 'mixed'
+    mixed.mkdir()
+    for index, height in enumerate([16] * 13 + [9]):
+        Image.new('RGB', (16, height)).save(mixed / f'{index:02d}.png')
     few = ['--num-samples', 12, '--reference', 'digits:test']
     for arguments, message in {
         'size': (['--num-samples', 30, '--reference', large], 'are 32x32, and those to compare them with 16x16'),
         'few': (few, '--num-samples has 12 pictures, .* at least 13'),
-        'none': (['--num-samples', -1], '--num-samples must be at least 1, got -1'),
+        'none': (['--num-samples', 0], '--num-samples must be at least 1, got 0'),
+        'mixed': (['--num-samples', 30, '--reference', mixed], '9x16 .* 16x16'),
     }.values():
         code, _ = test(*arguments, '--work-dir', tmp_path / 'out', *TINY)
         assert code is not None
