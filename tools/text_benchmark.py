@@ -33,6 +33,9 @@ def parse_args() -> argparse.Namespace:
         command.add_argument('--batch-size', type=int, default=8, help='pictures sampled at once by a process (8)')
         command.add_argument('--limit', type=int, help='only the first so many prompts')
         command.add_argument(
+            '--overwrite', action='store_true', help='throw away pictures of another run in the folder'
+        )
+        command.add_argument(
             '--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE', help='replace entries'
         )
         command.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
@@ -45,7 +48,7 @@ def parse_args() -> argparse.Namespace:
 
 def draw(args: argparse.Namespace) -> None:
     from mmengine.device import get_device
-    from mmengine.dist import barrier, get_dist_info, init_dist, is_distributed
+    from mmengine.dist import barrier, get_dist_info
     from mmengine.registry import init_default_scope
     from tqdm import tqdm
 
@@ -66,8 +69,6 @@ def draw(args: argparse.Namespace) -> None:
     config = load_config(args.config, args.cfg_options)
     size = picture_size(config)
     set_up_processes(config, args.launcher)
-    if args.launcher != 'none' and not is_distributed():
-        init_dist(args.launcher)
     init_default_scope('pixnerd')
     model = load_model(config, args.checkpoint, get_device())
     if hasattr(model.conditioner, 'num_classes'):
@@ -79,6 +80,9 @@ def draw(args: argparse.Namespace) -> None:
         return json.dumps(dict(common, prompt=job.prompt, seed=args.seed + job.sample))
 
     rank, world_size = get_dist_info()
+    if rank == 0:
+        benchmarks.claim(args.out, json.loads(json.dumps(dict(common, seed=args.seed))), prompts, args.overwrite)
+    barrier()
     jobs = make_jobs(prompts, args.out, benchmarks.PICTURES_PER_PROMPT)
     own = jobs[rank::world_size]
     todo = [job for job in own if not benchmarks.is_drawn(job, parameters(job))]
@@ -140,9 +144,9 @@ def print_rows(title: str, header: tuple, name: str, values: list[float], paper:
 if __name__ == '__main__':
     arguments = parse_args()
     # Only now, because it imports torch: --help answers at once.
-    from pixnerd_plugin.cli import one_line_errors
+    from pixnerd_plugin.cli import fail_at_once, one_line_errors
 
-    with one_line_errors():
+    with fail_at_once(), one_line_errors():
         if arguments.command == 'table':
             table(arguments)
         else:

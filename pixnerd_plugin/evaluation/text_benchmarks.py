@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from pixnerd_plugin.images import image_grid, save_png
 GENEVAL_TASKS = ('single_object', 'two_object', 'counting', 'colors', 'position', 'color_attr')
 DPG_CATEGORIES = ('global', 'entity', 'attribute', 'relation', 'other')
 PICTURES_PER_PROMPT = 4
+RUN = 'run.json'
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,42 @@ def read_dpg_prompts(folder: str | Path) -> list[Prompt]:
     return prompts
 
 
+def claim(out: Path, run: dict[str, Any], prompts: list[Prompt], overwrite: bool = False) -> None:
+    """Prepare ``out`` for a run; what another run or another choice of prompts left would be scored along with it.
+
+    Args:
+        out: where the pictures go.
+        run: what decides them beside the prompts (weights, sampler, seed, ...), as JSON gives it back.
+        prompts: those to be drawn; ones drawn before must be among them.
+        overwrite: remove what is in the way.
+
+    Raises:
+        ValueError: if there is something in the way, or if ``out`` has files of other origin.
+    """
+    description = out / RUN
+    names = {prompt.name: prompt.text for prompt in prompts}
+    if description.is_file():
+        before = json.loads(description.read_text(encoding='utf-8'))
+        changed = sorted(key for key in {*run, *before['run']} if run.get(key) != before['run'].get(key))
+        if not changed and any(names.get(name) != text for name, text in before['prompts'].items()):
+            changed = ['the list of prompts']
+        if changed and not overwrite:
+            raise ValueError(
+                f'{out} holds pictures of another run: {changed[0]} has changed; give another --out, or --overwrite'
+            )
+        if changed:
+            for name in before['prompts']:
+                shutil.rmtree(out / name, ignore_errors=True)
+            for folder in ('pictures', 'grids'):
+                shutil.rmtree(out / folder, ignore_errors=True)
+    elif out.is_dir() and any(out.iterdir()):
+        raise ValueError(f'{out} has files that this command did not write; give another --out')
+    with atomic_path(description) as temporary:
+        temporary.write_text(json.dumps(dict(run=run, prompts=names), indent=1) + '\n', encoding='utf-8')
+
+
 def geneval_jobs(prompts: list[Prompt], out: Path, num: int) -> list[Job]:
-    """Write each prompt's ``metadata.jsonl`` and return its pictures."""
+    """The pictures of all prompts, ``num`` each."""
     jobs = []
     for index, prompt in enumerate(prompts):
         folder = out / prompt.name

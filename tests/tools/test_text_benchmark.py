@@ -59,6 +59,17 @@ def test_geneval_is_laid_out_for_its_scorer_and_resumes_by_picture(run, checkpoi
     assert lost.read_bytes() == before
     assert kept.stat().st_mtime_ns == time
 
+    # A picture of another choice would be scored with the rest.
+    with pytest.raises(SystemExit, match='holds pictures of another run: the list of prompts has changed'):
+        run(*arguments, '--limit', 1)
+    with pytest.raises(SystemExit, match='holds pictures of another run: seed has changed'):
+        run(*arguments, '--seed', 5)
+    run(*arguments, '--limit', 1, '--overwrite')
+    assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == ['00000', 'run.json']
+    assert '4 of 8 pictures are there already' in run(*arguments)
+    with pytest.raises(SystemExit, match='has files that this command did not write'):
+        run(*arguments, '--out', tmp_path)
+
 
 def test_dpg_grids_are_four_pictures_without_gaps(run, checkpoint, tmp_path):
     folder = tmp_path / 'prompts'
