@@ -81,3 +81,5 @@ def test_a_sweep_trains_measures_draws_and_goes_on(run, tmp_path):
     assert {'held_out_flow', 'distance', 'accuracy', 'precision', 'recall', 'gflops', 'parameters'} <= result.keys()
     assert (tmp_path / 'out/coordinates.png').is_file()
     assert 'Training' not in run('sweep.py', *arguments)
+    with pytest.raises(SystemExit, match='holds results of --iters 21, and this sweep has 22; choose another --out'):
+        run('sweep.py', *arguments, '--iters', 22)

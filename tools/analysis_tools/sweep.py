@@ -7,6 +7,7 @@ from one trained network (Fig. 7e and f). An interrupted sweep goes on where it 
 """
 
 import argparse
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -45,6 +46,8 @@ def main(args: argparse.Namespace) -> None:
     config = load_config(args.config)
     if config.model.backbone.head.type != 'NeuralFieldHead':
         raise ValueError(f'{args.config} has a {config.model.backbone.head.type}; the sweeps vary a NeuralFieldHead')
+    if not args.only_draw:
+        claim_folder(args, config)
     classifier = args.classifier or args.out / 'classifier.safetensors'
     if not classifier.is_file() and not args.only_draw:
         train_classifier(config, classifier)
@@ -64,6 +67,31 @@ def main(args: argparse.Namespace) -> None:
                 run_sampling(args, config, classifier, judge, axis)
     for axis in args.axes:
         draw(args.out, axis, list(trained.get(axis, sampling_variants(axis, config))))
+
+
+def claim_folder(args: argparse.Namespace, config) -> None:
+    """Write down what this sweep measures, and refuse a folder with results of anything else: means are over all."""
+    from pixnerd_plugin.evaluation.study import save_result
+
+    contents = hashlib.sha256(config.pretty_text.encode()).hexdigest()[:12]
+    settings = {
+        '--config': f'{args.config} (contents {contents})',
+        '--iters': args.iters or config.train_cfg.max_iters,
+        '--samples': args.samples,
+        '--classifier': str(args.classifier),
+    }
+    if {'guidance', 'solver'} & set(args.axes):
+        settings['--checkpoint'] = str(args.checkpoint)
+    path = args.out / 'settings.json'
+    there = read(path)
+    if not there and (args.out / 'floor.json').is_file():
+        raise ValueError(f'{args.out} holds results of a sweep whose settings are not known; choose another --out')
+    for name, value in settings.items():
+        if there.get(name, value) != value:
+            raise ValueError(
+                f'{args.out} holds results of {name} {there[name]}, and this sweep has {value}; choose another --out'
+            )
+    save_result(path, {**there, **settings})
 
 
 def train_classifier(config, path: Path) -> None:
