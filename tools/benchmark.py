@@ -72,7 +72,8 @@ def common(parser: argparse.ArgumentParser, batch: list[int], model: bool = True
         parser.add_argument('--model', choices=MODELS, default='l16', help='network (l16)')
     parser.add_argument('--depth', type=int, help='transformer blocks, to measure a part of a large network')
     parser.add_argument('--size', type=int, default=256 if model else None, help='side in pixels (256)')
-    parser.add_argument('--batch', type=int, nargs='+', default=batch, help='batch size')
+    nargs = 1 if len(batch) == 1 else '+'
+    parser.add_argument('--batch', type=int, nargs=nargs, default=batch, help='batch size')
     parser.add_argument('--dtype', choices=DTYPES, default='float32')
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
     parser.add_argument('--compile', action='store_true', help='compile our network')

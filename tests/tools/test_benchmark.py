@@ -65,6 +65,18 @@ def test_table_has_a_row_a_network(benchmark, in_this_process):
     assert [row[:2] for row in rows] == [['tiny', 'ours']]
 
 
+def test_pictures_are_scaled_by_what_the_network_sees(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    shapes, evaluations = (importlib.import_module(f'benchmarks.{name}') for name in ('networks', 'sample'))
+    count = {
+        (name, steps): evaluations.evaluations(shapes.SHAPES[name], steps, 'ours')
+        for name, steps in (('l16', 100), ('l16', 2), ('xxl16', 25))
+    }
+    # Classes are guided in (0.1, 1), texts in (0, 1), both bounds excluded.
+    assert count == {('l16', 100): 189, ('l16', 2): 3, ('xxl16', 25): 49}
+    assert evaluations.evaluations(shapes.SHAPES['l16'], 100, 'published') == 200
+
+
 def test_a_folder_that_is_no_checkout_is_named(benchmark, tmp_path):
     with pytest.raises(SystemExit, match=f'error: .*{tmp_path}'):
         benchmark('forward', '--model', 'tiny', '--reference', str(tmp_path), *TINY)

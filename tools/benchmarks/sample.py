@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from pixnerd_plugin.sampling import AdamsFlowSampler, EulerFlowSampler
+from pixnerd_plugin.sampling.samplers import FlowSampler
 
 from .measure import Peak, in_fresh_process, machine, prepare, print_header, print_row, ratio, summary, take_turns
 from .networks import Shape, build, relative_difference, shape_of
@@ -50,9 +51,21 @@ def contenders(args: Any, only: str | None = None) -> dict[str, Any]:
     return calls
 
 
+def evaluations(shape: Shape, steps: int, name: str) -> int:
+    """Pictures that the network sees for one: two at a guided step; in the published code, two at every step."""
+    if name == 'published':
+        return 2 * steps
+    sampler = _sampler(shape)(steps)
+    low, high = sampler.guidance_interval
+    return sum(2 if low < t < high else 1 for t in sampler.times[:-1])
+
+
+def _sampler(shape: Shape) -> type[FlowSampler]:
+    return AdamsFlowSampler if shape.text else EulerFlowSampler
+
+
 def _ours(args: Any, shape: Shape, net: nn.Module, noise: Any, cond: Any, null: Any) -> Any:
-    kind = AdamsFlowSampler if shape.text else EulerFlowSampler
-    sampler = kind(args.steps, compile=args.compile)
+    sampler = _sampler(shape)(args.steps, compile=args.compile)
     return lambda: sampler.sample(net, noise, cond, null)
 
 

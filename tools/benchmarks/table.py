@@ -17,16 +17,17 @@ from .measure import (
     take_turns,
     take_turns_apart,
 )
-from .networks import SHAPES
+from .networks import SHAPES, shape_of
+from .sample import evaluations
 
 
 def run(args: Any) -> None:
     """Print a row a network and implementation: one forward, one picture, a training step, and their memory.
 
-    Latency is that of ``--steps`` steps times what the published number of steps is of them.
+    A picture of the published number of steps takes the time of ``--steps`` steps times the ratio of evaluations.
     """
     prepare(args)
-    print(f'batch {args.batch[0]}, {args.dtype}, latency from {args.steps} steps; {machine(args)}')
+    print(f'batch {args.batch[0]}, {args.dtype}, pictures from {args.steps} steps; {machine(args)}')
     print_header(
         'network', 'whose', 'one forward, s', 'one picture, s', 'inference, MiB', 'training step, s', 'training, MiB'
     )
@@ -44,7 +45,9 @@ def row(args: Any, published_steps: int) -> None:
     whose = ['ours', 'published'] if has_reference else ['ours']
     forwards = take_turns(forward.contenders(args, args.batch[0]), args.rounds, args.clock, args.device)
     pictures = take_turns(sample.contenders(args), args.rounds, args.clock, args.device)
-    pictures = {name: [s * published_steps / args.steps for s in seconds] for name, seconds in pictures.items()}
+    for name, seconds in pictures.items():
+        measured, published = (evaluations(shape_of(args), steps, name) for steps in (args.steps, published_steps))
+        pictures[name] = [s * published / measured for s in seconds]
     steps: dict[str, list[float]] = {}
     if not args.no_train:
         steps = take_turns_apart(train.step_of, args, whose)
