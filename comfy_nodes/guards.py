@@ -54,12 +54,12 @@ def check_condition(cond: Any, num_classes: int | None, text_dim: int | None, te
     return embeddings
 
 
-def check_finite(velocity: Tensor, t: float) -> None:
+def check_finite(velocity: Tensor, t: Tensor | float) -> None:
     """Check the network's output."""
     if not torch.isfinite(velocity).all():
         raise ValueError(
-            f"the model's output is not finite (NaN or infinity) at t = {t:.3f}: set weight_dtype of the model loader "
-            'to default, and check that the file, and any LoRA on it, is complete.'
+            f"the model's output is not finite (NaN or infinity) at t = {float(t):.3f}: set weight_dtype of the model "
+            'loader to default, and check that the file, and any LoRA on it, is complete.'
         )
 
 

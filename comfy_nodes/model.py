@@ -76,7 +76,7 @@ class ComfyPixNerdDiT(PixNerdDiT):
             field_chunk=options.get('field_chunk'),
             return_tokens=True,
         )
-        check_finite(velocity, float(t[0]))
+        check_finite(velocity, t[0])
         if 'record' in options:
             options['record'](tokens, transformer_options)
         return -velocity

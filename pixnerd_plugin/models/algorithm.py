@@ -13,8 +13,8 @@ from pixnerd_plugin.models.lora import add_lora
 from pixnerd_plugin.registry import MODELS, build
 from pixnerd_plugin.sampling.noise import draw_noise, picture_generators
 
-# uint8 pixels to [-1, 1]
-PREPROCESSOR = dict(type='ImgDataPreprocessor', mean=[127.5] * 3, std=[127.5] * 3)
+# uint8 pixels to [-1, 1]; the copy to a GPU does not wait for the step before.
+PREPROCESSOR = dict(type='ImgDataPreprocessor', mean=[127.5] * 3, std=[127.5] * 3, non_blocking=True)
 
 
 @MODELS.register_module()
@@ -111,12 +111,13 @@ class PixNerd(BaseModel):
         """
         if self.sampler is None:
             raise ValueError('this model has no sampler; set model.sampler')
-        cond, null = self._conditions(data_samples, len(noise))
+        # One null condition, computed once for all pictures.
+        cond, null = self._conditions(data_samples, 1)
         return self.sampler.sample(self.backbone, noise.to(self.device), cond, null, **options)
 
-    def _conditions(self, data_samples: Mapping[str, Any], batch_size: int) -> tuple[Tensor, Tensor]:
+    def _conditions(self, data_samples: Mapping[str, Any], nulls: int) -> tuple[Tensor, Tensor]:
         self.conditioner.to(self.device)
-        return self.conditioner.from_batch(data_samples), self.conditioner.null(batch_size)
+        return self.conditioner.from_batch(data_samples), self.conditioner.null(nulls)
 
     def _predict(self, inputs: Tensor, data_samples: Mapping[str, Any]) -> Tensor:
         if 'noise' in data_samples:

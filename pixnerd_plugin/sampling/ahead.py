@@ -52,5 +52,6 @@ class ConditioningAhead:
         self.held = [t] if first is None else self.times[first : first + self.times_at_once]
         times = torch.tensor(self.held, dtype=torch.float32).repeat_interleave(self.per_time)
         conditions = self.conditions.repeat(len(self.held), *[1] * (self.conditions.ndim - 1))
+        self.conditioning: Any = None  # frees the last ones first
         self.conditioning = self.net.condition(times.to(conditions.device), conditions, self.dtype)
         self.times_at_once = max(1, LIMIT_BYTES * len(self.held) // self.conditioning.nbytes)

@@ -14,7 +14,8 @@ def compiled(net: nn.Module) -> Callable[..., Any]:
     """The network's forward, compiled; on a GPU its kernels are launched as one CUDA graph.
 
     The network stays as it is. It is compiled at the first call, once more at another batch size and once at another
-    picture size, which from then on may be any; a batch of one is a case of its own.
+    picture size, which from then on may be any; a batch of one is a case of its own. With a ``field_chunk``, or above
+    2**22 pixels, the field's loop is unrolled, and each number of its rounds is compiled anew.
     """
     on_gpu = next(net.parameters()).device.type == 'cuda'
     kind: Any = type(net)  # hashable, which mypy doubts of a type of modules

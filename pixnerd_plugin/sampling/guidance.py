@@ -45,6 +45,7 @@ class GuidedVelocity:
         if null_cond is None and scale != 1:
             raise ValueError(f'guidance_scale={scale} needs null_cond, the condition to guide away from')
         self.net = compiled(net) if compile else net
+        self.compile = compile
         self.cond = cond
         self.both = None if null_cond is None else torch.cat((null_cond.to(cond).expand_as(cond), cond))
         self.scale = scale
@@ -71,7 +72,9 @@ class GuidedVelocity:
         if self.record is not None:
             kwargs['return_tokens'] = True
         if self.ahead is not None:
-            kwargs['conditioning'] = self.ahead.at(t, guided)
+            conditioning = self.ahead.at(t, guided)
+            # A compiler asks where in memory a view begins, and compiles anew when that changes.
+            kwargs['conditioning'] = conditioning.clone() if self.compile else conditioning
         out = self.net(x.to(self.dtype), times, cond, **kwargs)
         if self.record is not None:
             out, s = out

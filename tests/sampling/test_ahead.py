@@ -88,17 +88,38 @@ def test_compiled_sampling_gives_the_same_picture(monkeypatch, backend):
     compiled._compiled_forward.cache_clear()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('kind', ['class', 'text'])
-def test_one_compilation_serves_many_sizes(monkeypatch, kind):
+@pytest.fixture
+def compilations(monkeypatch):
+    """Counts the graphs that are compiled."""
     counter = CompileCounterWithBackend('eager')
     monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend=counter, fullgraph=True))
     compiled._compiled_forward.cache_clear()
     torch.compiler.reset()
+    yield counter
+    compiled._compiled_forward.cache_clear()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['class', 'text'])
+def test_one_compilation_serves_many_sizes(compilations, kind):
     net = network(kind)
     sampler = EulerFlowSampler(3, guidance_interval=(0.2, 1.0), compile=True)
-    for batch, height, width in ((2, 8, 12), (2, 12, 8), (2, 16, 16), (3, 16, 24), (5, 8, 8), (2, 20, 24)):
+    sizes = ((2, 8, 12), (2, 12, 8), (2, 16, 16), (3, 16, 24), (5, 8, 8), (2, 20, 24), (2, 64, 72), (4, 64, 48))
+    for batch, height, width in sizes:
         sampler.sample(net, torch.randn(batch, 3, height, width), *conditions(kind, batch, 1))
     # One for the first batch, guided and not, each; then one for any batch and one for any size as well.
-    assert counter.frame_count <= 4
-    compiled._compiled_forward.cache_clear()
+    assert compilations.frame_count <= 4
+    for nulls in (2, 1):
+        sampler.sample(net, torch.randn(nulls, 3, 8, 8), *conditions(kind, nulls, nulls))
+    # A batch of one is a case of its own.
+    assert compilations.frame_count <= 5
+
+
+@pytest.mark.slow
+def test_a_fixed_grid_of_tokens_is_compiled_for_many_sizes(compilations):
+    net, (cond, null) = network('class'), conditions('class', 2, 1)
+    sampler = EulerFlowSampler(2, guidance_scale=1.0, compile=True)
+    for side in (8, 16, 24, 32, 40):
+        sampler.sample(net, torch.randn(2, 3, side, side), cond, null, token_grid=(2, 2))
+    # The first, where the transformer reads the picture itself, and two for pictures that it reads resampled.
+    assert compilations.frame_count <= 3

@@ -27,6 +27,12 @@ class Conditioning(NamedTuple):
         """The pairs at ``rows``, in that order; views for a slice."""
         return Conditioning(self.time[rows], self.modulations[rows], None if self.text is None else self.text[rows])
 
+    def clone(self) -> Conditioning:
+        """The same in memory of its own."""
+        return Conditioning(
+            self.time.clone(), self.modulations.clone(), None if self.text is None else self.text.clone()
+        )
+
     @property
     def nbytes(self) -> int:
         """Memory it takes, in bytes."""

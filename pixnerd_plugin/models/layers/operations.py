@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import Embedding, Linear
 
@@ -14,5 +15,6 @@ class RMSNorm(nn.RMSNorm):
     """``h / sqrt(mean(h^2) + eps) * weight`` over the last dimension, in the dtype of ``h``."""
 
     def forward(self, h: Tensor) -> Tensor:
-        # In one dtype, which under autocast keeps it on the fused kernel of a GPU.
-        return rms_norm(h, self.weight.to(h.dtype), self.eps)
+        # A GPU has a fused kernel for one dtype, with its sums in float32; autocast would make all of it float32.
+        with torch.autocast(h.device.type, enabled=False):
+            return rms_norm(h, self.weight.to(h.dtype), self.eps)

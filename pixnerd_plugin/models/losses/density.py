@@ -30,7 +30,10 @@ def draw_fine_pixels(images: Tensor, noise: Tensor, patch_size: int) -> tuple[Te
     fine = int(torch.randint(patch_size, patch_size * images.shape[2] // height + 1, ()))
     if fine * rows != images.shape[2]:
         images = F.interpolate(images, size=(rows * fine, columns * fine), mode='bilinear', antialias=True)
-    y, x = (_draw_lines(patch_size, fine).to(images.device) for _ in range(2))
+    lines = torch.stack([_draw_lines(patch_size, fine) for _ in range(2)])
+    # From pinned memory, so that nothing waits for the GPU.
+    lines = lines.pin_memory() if images.is_cuda else lines
+    y, x = lines.to(images.device, non_blocking=True)
     positions = pixel_positions(fine, patch_size, 'centers', images.device)
     target = images[:, :, _in_all_patches(y, rows, fine)][..., _in_all_patches(x, columns, fine)]
     at_y = _in_all_patches(positions[y] * (patch_size - 1), rows, patch_size)

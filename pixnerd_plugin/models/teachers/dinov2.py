@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +81,15 @@ class DINOv2Teacher:
 
 
 def imagenet_normalize(images: Tensor) -> Tensor:
-    mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = _mean_std(images.device)
     return ((images + 1) / 2 - mean) / std
+
+
+@cache
+def _mean_std(device: torch.device) -> tuple[Tensor, ...]:
+    # Once: a copy of plain memory to a GPU waits for what it is still doing.
+    with torch.inference_mode(False):
+        return tuple(torch.tensor(values, device=device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
 
 
 def load_dinov2(folder: Path, dtype: torch.dtype) -> nn.Module:
