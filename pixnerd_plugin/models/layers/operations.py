@@ -15,6 +15,14 @@ class RMSNorm(nn.RMSNorm):
     """``h / sqrt(mean(h^2) + eps) * weight`` over the last dimension, in the dtype of ``h``."""
 
     def forward(self, h: Tensor) -> Tensor:
+        weight = self.weight.to(h.dtype)
+        if not _is_autocast(h.device.type):
+            return rms_norm(h, weight, self.eps)
         # A GPU has a fused kernel for one dtype, with its sums in float32; autocast would make all of it float32.
         with torch.autocast(h.device.type, enabled=False):
-            return rms_norm(h, self.weight.to(h.dtype), self.eps)
+            return rms_norm(h, weight, self.eps)
+
+
+def _is_autocast(device: str) -> bool:
+    # The device 'meta' knows no autocast, and says so by an error.
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
