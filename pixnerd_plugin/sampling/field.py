@@ -33,6 +33,16 @@ class _Span(NamedTuple):
     pixels: slice
 
 
+def require_field(head: Any) -> None:
+    """Refuse a head that knows only the pixels of its patches.
+
+    Raises:
+        ValueError: then.
+    """
+    if not hasattr(head, 'alignment'):
+        raise ValueError(f'only a neural field can be decoded anywhere, and this head is a {type(head).__name__}')
+
+
 class FieldTrajectory:
     """A deterministic sampling run as a function of the plane.
 
@@ -55,8 +65,7 @@ class FieldTrajectory:
         tokens: list[Tensor],
         dtype: torch.dtype | None = None,
     ):
-        if not hasattr(head, 'alignment'):
-            raise ValueError(f'only a neural field can be decoded anywhere, and this head is a {type(head).__name__}')
+        require_field(head)
         self.head = head
         self.sampler = sampler
         self.noise = noise

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..registry import MODELS
-from .field import FieldTrajectory
+from .field import FieldTrajectory, require_field
 from .guidance import GuidedVelocity
 from .noise import draw_noise
 from .time_grid import adams_coefficients, time_grid
@@ -156,6 +156,8 @@ class FlowSampler:
         """
         if record_field and not self.deterministic:
             raise ValueError('record_field needs a deterministic solver, and this one draws noise at every step')
+        if record_field:
+            require_field(net.head)
         velocity = GuidedVelocity(
             net,
             cond,

@@ -81,5 +81,16 @@ def test_a_sweep_trains_measures_draws_and_goes_on(run, tmp_path):
     assert {'held_out_flow', 'distance', 'accuracy', 'precision', 'recall', 'gflops', 'parameters'} <= result.keys()
     assert (tmp_path / 'out/coordinates.png').is_file()
     assert 'Training' not in run('sweep.py', *arguments)
+
+    # An axis that needs no training samples from a network that is there.
+    arguments[0] = 'guidance'
+    arguments += ['--checkpoint', tmp_path / 'out/coordinates_dct/seed_0/iter_21.pth']
+    printed = run('sweep.py', *arguments)
+    assert printed.count('| guidance_') == 6
+    figure = tmp_path / 'out/guidance.png'
+    figure.unlink()
+    assert 'Sampling' not in run('sweep.py', *arguments, '--only-draw')
+    assert figure.is_file()
+
     with pytest.raises(SystemExit, match='holds results of --iters 21, and this sweep has 22; choose another --out'):
         run('sweep.py', *arguments, '--iters', 22)
