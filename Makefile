@@ -26,7 +26,7 @@ demo: $(STAMP)
 
 # One thread each: the tests start several processes, which would otherwise fight over the cores.
 test: $(STAMP)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

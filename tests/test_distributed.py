@@ -104,7 +104,7 @@ def test_a_fault_on_one_rank_is_skipped_and_counted_on_all(tmp_path):
 @pytest.mark.slow
 def test_a_rank_that_hangs_ends_the_others_within_the_timeout(tmp_path):
     config = config_with(tmp_path, at=2, number='SIGSTOP', rank=1)
-    options = ['--cfg-options', 'env_cfg.dist_cfg.timeout=30']
+    options = ['--cfg-options', 'env_cfg.dist_cfg.timeout=15']
     command = [sys.executable, 'tools/train.py', config, '--work-dir', tmp_path, '--launcher', 'pytorch']
     address = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port())
     shared = ENVIRONMENT | address | dict(WORLD_SIZE='2', LOCAL_WORLD_SIZE='2')
