@@ -13,6 +13,8 @@ POSITION_RULES = ('fixed_span', 'swapped_grid', 'grid')
 
 def evenly_spaced(end: float, num: int, device: torch.device | None = None) -> Tensor:
     """``torch.linspace(0, end, num)``, which a compiler would make anew for each ``num``."""
+    if not torch.compiler.is_compiling():
+        return torch.linspace(0, end, num, device=device)
     index = torch.arange(num, device=device)
     step = end / max(num - 1, 1)
     # From both ends, as torch does it, so that the last one is ``end`` to the bit.
