@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 help:
 	@echo 'make demo                train PixNerd on handwritten digits on this machine and draw pictures with it'
 	@echo 'make test                run the tests'
-	@echo 'make lint                ruff and mypy'
+	@echo 'make lint                ruff, mypy and the layers of imports'
 	@echo 'make comfy COMFYUI=DIR   link this checkout into a ComfyUI'
 	@echo 'make clean               remove caches and build products; distclean removes $(VENV) too'
 
@@ -32,6 +32,7 @@ lint: $(STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports
 
 comfy:
 	@test -d '$(COMFYUI)/custom_nodes' || { echo 'make comfy COMFYUI=DIR: no custom_nodes in "$(COMFYUI)"; DIR is the folder with ComfyUI'"'"'s main.py' >&2; exit 1; }

@@ -18,11 +18,12 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
-from pixnerd_plugin.checkpoints.published import describe_difference
+from pixnerd_plugin.checkpoints.layouts.names import find_prefix
+from pixnerd_plugin.checkpoints.layouts.published import describe_difference
 from pixnerd_plugin.models.backbones import PixNerdDiT
 
 from .guards import check_condition, check_finite, check_size
-from .weights import METADATA_TENSOR, describe, find_prefix, metadata_tensor, select
+from .weights import METADATA_TENSOR, describe, metadata_tensor, select
 
 IMAGE_MODEL = 'pixnerd'
 
@@ -68,17 +69,11 @@ class ComfyPixNerdDiT(PixNerdDiT):
         grid = options.get('token_grid')
         check_size(x.shape[2:], self.patch_size, grid)
         t = 1 - timestep
-        velocity, tokens = super().forward(
-            x,
-            t,
-            context if self.num_classes is None else labels,
-            grid,
-            field_chunk=options.get('field_chunk'),
-            return_tokens=True,
-        )
+        s, _ = self.encode(x, t, context if self.num_classes is None else labels, grid)
+        velocity = self.decode(s, x, self.grid_of(x, grid), field_chunk=options.get('field_chunk'))
         check_finite(velocity, t[0])
         if 'record' in options:
-            options['record'](tokens, transformer_options)
+            options['record'](s, transformer_options)
         return -velocity
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import trange
 
-from pixnerd_plugin.sampling.time_grid import adams_coefficients, time_grid
+from pixnerd_plugin.functional.time import time_grid
+from pixnerd_plugin.sampling.adams import adams_coefficients
 
 # ComfyUI's sigmas are float32, so a time that is a bound exactly comes back a little beside it.
 TOLERANCE = 1e-6
@@ -24,7 +25,7 @@ def published_sigmas(num_steps: int, timeshift: float, denoise: float = 1.0) -> 
     if denoise <= 0:
         return torch.empty(0)
     total = num_steps if denoise > 0.9999 else int(num_steps / denoise)
-    sigmas = 1 - torch.from_numpy(time_grid(total, timeshift))
+    sigmas = 1 - time_grid(total, timeshift)
     return sigmas.float()[-(num_steps + 1) :]
 
 
@@ -49,7 +50,7 @@ def sample_adams(
     The weights are the core's, for the actual times, the last step's too. ``callback`` is told each step's ``i``,
     ``sigma``, ``x`` and ``denoised``.
     """
-    coefficients = adams_coefficients(1 - sigmas.double().cpu().numpy(), order)
+    coefficients = adams_coefficients((1 - sigmas.cpu().double()).tolist(), order)
     ones = x.new_ones(x.shape[0])
     slopes: deque[Tensor] = deque(maxlen=order)
     for i in trange(len(sigmas) - 1, disable=disable):

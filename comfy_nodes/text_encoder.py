@@ -17,7 +17,7 @@ import torch
 from comfy.text_encoders.llama import BaseLlama, Llama2_, Llama2Config
 from torch import Tensor
 
-from pixnerd_plugin.checkpoints.published import describe_difference
+from pixnerd_plugin.checkpoints.layouts.published import describe_difference
 
 NAME = 'pixnerd_qwen3'
 PAD = 151643

@@ -7,32 +7,16 @@ tensors do not tell (coordinates, alignment, names) therefore rides along as one
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pixnerd_plugin.checkpoints.architecture import find_architecture
-from pixnerd_plugin.checkpoints.contents import METADATA_TENSOR
+from pixnerd_plugin.checkpoints.layouts.names import METADATA_TENSOR
+from pixnerd_plugin.checkpoints.layouts.published import from_published, is_published
 from pixnerd_plugin.checkpoints.metadata import METADATA_KEY, parse_metadata
-from pixnerd_plugin.checkpoints.published import from_published, is_published
-
-# The EMA weights are the ones to sample from, so their prefix comes first.
-_PREFIXES = ('ema_denoiser.', 'model.diffusion_model.', 'diffusion_model.', 'backbone.', 'denoiser.', '')
-_MARKS = ('patch_embed.weight', 's_embedder.proj.weight')
-# Other networks have a patch_embed too: each of these is needed besides.
-_SURE = ('time_embed.fc1.weight', 't_embedder.mlp.0.weight')
-
-
-def find_prefix(names: Iterable[str], under: str = '') -> str | None:
-    """Where among the ``names`` that start with ``under`` a PixNerd network's tensors sit; None if there is none."""
-    names = set(names)
-    for prefix in _PREFIXES:
-        prefix = under + prefix
-        if any(prefix + mark in names and prefix + sure in names for mark, sure in zip(_MARKS, _SURE, strict=True)):
-            return prefix
-    return None
 
 
 def select(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

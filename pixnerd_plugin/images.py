@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pixnerd_plugin.atomic import atomic_path
+from pixnerd_plugin.formats.atomic import atomic_path
 
 
 def to_uint8(images: Tensor) -> np.ndarray:

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pixnerd_plugin.checkpoints.architecture import infer_architecture
-from pixnerd_plugin.checkpoints.published import from_published
+from pixnerd_plugin.checkpoints.layouts.published import from_published
 from pixnerd_plugin.registry import MODELS
 
 DATA = Path(__file__).parent / 'data'

@@ -5,16 +5,11 @@ import sys
 import pytest
 import torch
 
-from pixnerd_plugin.cli import (
-    _rendezvous,
-    fail_at_once,
-    find_checkpoint,
-    hide_broken_torchvision,
-    one_line_errors,
-    parse_region,
-    parse_size,
-    require_checkpoint,
-)
+from pixnerd_plugin.cli import one_line_errors, parse_region, parse_size
+from pixnerd_plugin.engine import processes
+from pixnerd_plugin.engine.config import hide_broken_torchvision
+from pixnerd_plugin.engine.processes import _rendezvous, fail_at_once
+from pixnerd_plugin.engine.resume import find_checkpoint, require_checkpoint
 
 
 @pytest.fixture
@@ -100,7 +95,7 @@ def test_without_a_group_of_processes_failing_at_once_changes_nothing():
 def test_within_a_group_a_failure_ends_the_process_whatever_else_runs(error, shown):
     program = f"""
 import threading, time, torch
-from pixnerd_plugin.cli import fail_at_once
+from pixnerd_plugin.engine.processes import fail_at_once
 torch.distributed.init_process_group('gloo', store=torch.distributed.HashStore(), rank=0, world_size=1)
 threading.Thread(target=time.sleep, args=(600,)).start()
 with fail_at_once():
@@ -113,7 +108,7 @@ with fail_at_once():
 
 def test_each_start_of_the_launcher_has_addresses_of_its_own(monkeypatch):
     kept = torch.distributed.HashStore()
-    monkeypatch.setattr(torch.distributed, 'rendezvous', lambda url: iter([(kept, 0, 1)]))
+    monkeypatch.setattr(processes, 'rendezvous', lambda url: iter([(kept, 0, 1)]))
     first = _rendezvous()['store']
     first.set('address', 'of a process that is dead')
     monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '1')
@@ -125,7 +120,7 @@ def test_each_start_of_the_launcher_has_addresses_of_its_own(monkeypatch):
 def test_freed_memory_stays_with_the_process():
     program = """
 import numpy as np
-from pixnerd_plugin.cli import keep_freed_memory, memory
+from pixnerd_plugin.memory import keep_freed_memory, memory
 KEEP
 for _ in range(3):
     block = np.ones(2**24)
@@ -153,8 +148,9 @@ def test_a_torchvision_that_fails_to_import_counts_as_absent(tmp_path, monkeypat
 
 
 def test_sizes_and_regions_are_read_or_refused():
-    assert parse_size('512x768') == (512, 768)
+    assert parse_size('512x768') == parse_size('512X768') == (512, 768)
+    assert parse_size('64') == (64, 64)
     assert parse_region('0,1,20,30') == (0, 1, 20, 30)
-    for parse, text in ((parse_size, '512'), (parse_size, '0x8'), (parse_size, '8X8'), (parse_region, '1,2,3')):
+    for parse, text in ((parse_size, '5k'), (parse_size, '0x8'), (parse_size, '8x8x8'), (parse_region, '1,2,3')):
         with pytest.raises(ValueError, match=text):
             parse(text)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from pixnerd_plugin.datasets.text_embeddings import TextEmbeddingStore
+from pixnerd_plugin.models.conditioners.embedding_store import TextEmbeddingStore
 from pixnerd_plugin.registry import MODELS
 
 ROOT = Path(__file__).parent.parent

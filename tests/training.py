@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from mmengine.runner import Runner
 
-import pixnerd_plugin.training  # noqa: F401
-from pixnerd_plugin.cli import find_checkpoint, load_config
-from pixnerd_plugin.logs import is_measured
+import pixnerd_plugin.engine  # noqa: F401
+from pixnerd_plugin.engine.config import load_config
+from pixnerd_plugin.engine.logs import is_measured
+from pixnerd_plugin.engine.resume import find_checkpoint
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / 'tests' / 'data'

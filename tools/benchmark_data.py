@@ -27,11 +27,11 @@ import torch
 from PIL import Image, ImageFilter
 from tqdm import tqdm
 
-from pixnerd_plugin.cli import memory
 from pixnerd_plugin.datasets import CaptionFolder, PictureDataset, ResumableSampler, ShardDataset
 from pixnerd_plugin.datasets.image_folder import list_pictures
 from pixnerd_plugin.datasets.shard_scan import scan_shard
 from pixnerd_plugin.datasets.shards import PAIR, Shard, write_shard_index
+from pixnerd_plugin.memory import memory
 
 SHARDS = 1000
 LOOKUPS = 20_000

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pixnerd_plugin.cli import hide_broken_torchvision, one_line_errors
+from pixnerd_plugin.cli import one_line_errors
+from pixnerd_plugin.engine.config import hide_broken_torchvision
 from pixnerd_plugin.models.conditioners import Qwen3TextEncoder
 
 PROMPTS = [

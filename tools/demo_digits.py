@@ -20,10 +20,10 @@ def main(args: argparse.Namespace) -> None:
     import torch
 
     from pixnerd_plugin.checkpoints import load_backbone, read_checkpoint
-    from pixnerd_plugin.cli import find_checkpoint
+    from pixnerd_plugin.engine.resume import find_checkpoint
+    from pixnerd_plugin.functional.noise import draw_noise, picture_generators
     from pixnerd_plugin.images import image_grid, save_png, to_uint8
     from pixnerd_plugin.registry import MODELS
-    from pixnerd_plugin.sampling.noise import draw_noise, picture_generators
 
     path = find_checkpoint(args.work_dir)
     if path is None:
@@ -103,7 +103,7 @@ def draw_loss(work_dir: Path, path: Path) -> None:
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
 
-    from pixnerd_plugin.atomic import atomic_path
+    from pixnerd_plugin.formats.atomic import atomic_path
 
     losses = {}
     for log in sorted(work_dir.glob('*/vis_data/scalars.json')):

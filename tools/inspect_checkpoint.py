@@ -21,7 +21,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    from pixnerd_plugin.checkpoints.report import report
+    from pixnerd_plugin.checkpoints.inspect import report
 
     result = report(args.file, values=not args.quick)
     if args.json:

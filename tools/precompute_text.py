@@ -24,8 +24,8 @@ from pixnerd_plugin.cli import one_line_errors
 from pixnerd_plugin.datasets.captions import parse_captions
 from pixnerd_plugin.datasets.image_folder import CaptionFolder
 from pixnerd_plugin.datasets.shards import ShardDataset
-from pixnerd_plugin.datasets.text_embeddings import TextEmbeddingStore, caption_key
 from pixnerd_plugin.models.conditioners import Qwen3TextEncoder
+from pixnerd_plugin.models.conditioners.embedding_store import TextEmbeddingStore, caption_key
 
 
 def parse_args() -> argparse.Namespace:

@@ -30,8 +30,9 @@ def main(args: argparse.Namespace) -> None:
     import torch
     from tqdm import tqdm
 
-    from pixnerd_plugin.cli import memory, parse_region, parse_size
+    from pixnerd_plugin.cli import parse_region, parse_size
     from pixnerd_plugin.images import to_uint8
+    from pixnerd_plugin.memory import memory
     from pixnerd_plugin.sampling import FieldTrajectory
 
     if args.tile < 16 or args.tile % 16:
@@ -79,7 +80,7 @@ def write_tiff(path: Path, tiles, height: int, width: int, tile: int, parameters
         import tifffile
     except ImportError:
         raise ValueError(f'{path}: writing TIFF needs tifffile; pip install tifffile') from None
-    from pixnerd_plugin.atomic import atomic_path
+    from pixnerd_plugin.formats.atomic import atomic_path
 
     with atomic_path(path) as temporary:
         tifffile.imwrite(

@@ -80,14 +80,14 @@ def main(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from pixnerd_plugin.checkpoints import load_backbone, read_checkpoint
+    from pixnerd_plugin.functional.noise import draw_noise, picture_generators
     from pixnerd_plugin.images import image_grid, save_png, to_uint8
-    from pixnerd_plugin.sampling.noise import draw_noise, picture_generators
 
     check(args)
     net = load_backbone(args.checkpoint, args.weights)
     metadata, weights = read_checkpoint(args.checkpoint, args.weights).metadata, digest(net)
     if args.lora:
-        from pixnerd_plugin.models.lora import apply_lora
+        from pixnerd_plugin.checkpoints.lora import apply_lora
 
         path, _, strength = args.lora.partition(':')
         apply_lora(net, path, float(strength or 1))
@@ -304,7 +304,7 @@ def save_gif(path: Path, frames: list, columns: int | None) -> None:
     """Write the steps of all pictures as one animation, holding the last frame."""
     from PIL import Image
 
-    from pixnerd_plugin.atomic import atomic_path
+    from pixnerd_plugin.formats.atomic import atomic_path
     from pixnerd_plugin.images import image_grid
 
     grids = [

@@ -50,9 +50,10 @@ def main(args: argparse.Namespace) -> None:
     from mmengine.dist import barrier, get_dist_info
     from mmengine.registry import init_default_scope
 
-    import pixnerd_plugin.training  # noqa: F401 (registers what configs name)
+    import pixnerd_plugin.engine  # noqa: F401 (registers what configs name)
     from pixnerd_plugin.checkpoints import read_checkpoint
-    from pixnerd_plugin.cli import hide_broken_torchvision, load_config, set_up_processes, tear_down_processes
+    from pixnerd_plugin.engine.config import hide_broken_torchvision, load_config
+    from pixnerd_plugin.engine.processes import set_up_processes, tear_down_processes
     from pixnerd_plugin.evaluation.generate import digest_weights, load_model, picture_size
     from pixnerd_plugin.evaluation.quality import measure, open_reference, prepare
     from pixnerd_plugin.evaluation.store import SampleStore
@@ -175,7 +176,7 @@ def show(npz: Path, path: Path) -> None:
 
 
 def report(results: dict, path: Path, num: int, args: argparse.Namespace, features: str) -> None:
-    from pixnerd_plugin.atomic import atomic_path
+    from pixnerd_plugin.formats.atomic import atomic_path
 
     record = dict(results, num_samples=num, seed=args.seed, reference=args.reference, features=features)
     with atomic_path(path) as temporary:
@@ -188,7 +189,8 @@ def report(results: dict, path: Path, num: int, args: argparse.Namespace, featur
 if __name__ == '__main__':
     arguments = parse_args()
     # Only now, because it imports torch: --help answers at once.
-    from pixnerd_plugin.cli import fail_at_once, one_line_errors
+    from pixnerd_plugin.cli import one_line_errors
+    from pixnerd_plugin.engine.processes import fail_at_once
 
     with fail_at_once(), one_line_errors():
         main(arguments)

@@ -52,9 +52,10 @@ def draw(args: argparse.Namespace) -> None:
     from mmengine.registry import init_default_scope
     from tqdm import tqdm
 
-    import pixnerd_plugin.training  # noqa: F401 (registers what configs name)
+    import pixnerd_plugin.engine  # noqa: F401 (registers what configs name)
     from pixnerd_plugin.checkpoints import read_checkpoint
-    from pixnerd_plugin.cli import hide_broken_torchvision, load_config, set_up_processes, tear_down_processes
+    from pixnerd_plugin.engine.config import hide_broken_torchvision, load_config
+    from pixnerd_plugin.engine.processes import set_up_processes, tear_down_processes
     from pixnerd_plugin.evaluation import text_benchmarks as benchmarks
     from pixnerd_plugin.evaluation.generate import digest_weights, draw_pictures, load_model, picture_size
     from pixnerd_plugin.images import save_png
@@ -144,7 +145,8 @@ def print_rows(title: str, header: tuple, name: str, values: list[float], paper:
 if __name__ == '__main__':
     arguments = parse_args()
     # Only now, because it imports torch: --help answers at once.
-    from pixnerd_plugin.cli import fail_at_once, one_line_errors
+    from pixnerd_plugin.cli import one_line_errors
+    from pixnerd_plugin.engine.processes import fail_at_once
 
     with fail_at_once(), one_line_errors():
         if arguments.command == 'table':

@@ -45,21 +45,17 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> int:
-    import pixnerd_plugin.training  # noqa: F401 (first: registers what configs name)
+    import pixnerd_plugin.engine  # noqa: F401 (first: registers what configs name)
 
     # isort: split
     import torch
     from mmengine.runner import Runner
 
     from pixnerd_plugin.checkpoints import read_checkpoint
-    from pixnerd_plugin.cli import (
-        hide_broken_torchvision,
-        keep_freed_memory,
-        load_config,
-        set_up_processes,
-        tear_down_processes,
-    )
-    from pixnerd_plugin.preemption import EXIT_REQUEUE, watch
+    from pixnerd_plugin.engine.config import hide_broken_torchvision, load_config
+    from pixnerd_plugin.engine.preemption import EXIT_REQUEUE, watch
+    from pixnerd_plugin.engine.processes import set_up_processes, tear_down_processes
+    from pixnerd_plugin.memory import keep_freed_memory
 
     watch()
     hide_broken_torchvision()
@@ -90,7 +86,7 @@ def main(args: argparse.Namespace) -> int:
         if start_from:
             load_initial_weights(runner.model, start_from)
         if args.dry_run:
-            from pixnerd_plugin.dry_run import dry_run
+            from pixnerd_plugin.engine.dry_run import dry_run
 
             dry_run(runner)
             tear_down_processes()
@@ -136,8 +132,8 @@ def set_resume(config, checkpoint: str, force: bool) -> None:
     """Let ``config`` resume from the checkpoint that rank 0 finds whole."""
     from mmengine.dist import broadcast_object_list, is_main_process
 
-    from pixnerd_plugin.cli import find_checkpoint, require_checkpoint
-    from pixnerd_plugin.hooks.scalars import forget_scalars_after
+    from pixnerd_plugin.engine.hooks.scalars import forget_scalars_after
+    from pixnerd_plugin.engine.resume import find_checkpoint, require_checkpoint
 
     outcome = [None]
     if is_main_process():
@@ -160,7 +156,8 @@ def set_resume(config, checkpoint: str, force: bool) -> None:
 if __name__ == '__main__':
     arguments = parse_args()
     # Only now, because it imports torch: --help answers at once.
-    from pixnerd_plugin.cli import fail_at_once, one_line_errors
+    from pixnerd_plugin.cli import one_line_errors
+    from pixnerd_plugin.engine.processes import fail_at_once
 
     with fail_at_once(), one_line_errors():
         sys.exit(main(arguments))

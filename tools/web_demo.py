@@ -57,9 +57,9 @@ class Studio:
         """Sample one picture; returns it, its denoising as the bytes of a GIF, and its field trajectory."""
         import torch
 
+        from pixnerd_plugin.functional.noise import draw_noise, picture_generators
         from pixnerd_plugin.images import to_uint8
         from pixnerd_plugin.sampling import AdamsFlowSampler
-        from pixnerd_plugin.sampling.noise import draw_noise, picture_generators
 
         sampler = AdamsFlowSampler(steps, order, guidance, self.sampler.guidance_interval, self.sampler.timeshift)
         null = self.conditioner([negative]) if negative and self.is_text else self.conditioner.null(1)

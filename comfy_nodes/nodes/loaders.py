@@ -9,10 +9,12 @@ import torch
 from comfy_api.latest import io
 from safetensors import SafetensorError
 
+from pixnerd_plugin.checkpoints.layouts.names import find_prefix
+
 from ..guards import check_safetensors
 from ..model import require_pixnerd
 from ..text_encoder import load_text_encoder
-from ..weights import add_header_metadata, find_prefix
+from ..weights import add_header_metadata
 
 WEIGHT_DTYPES = ['default', 'fp8_e4m3fn', 'fp8_e4m3fn_fast', 'fp8_e5m2']
 

@@ -6,9 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
-
-from .metadata import is_part, is_plain
+from pixnerd_plugin.formats.parts import check_part
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -29,35 +27,32 @@ def find_architecture(shapes: Shapes, stored: Mapping[str, Any] | None = None) -
     architecture = infer_architecture(shapes)
     if stored is None:
         return architecture
-    if stored.get('type') != 'PixNerdDiT' or not isinstance(stored.get('head'), Mapping):
-        raise ValueError(f"the metadata's architecture is of type {str(stored.get('type'))[:100]!r}, not a PixNerdDiT")
     own = {name: value for name, value in stored.items() if name != 'head'}
-    head = architecture.pop('head')
-    traceless = _TRACELESS
-    if stored['head'].get('type') != head['type']:
-        # A head of the user's own, registered by the user's own program.
-        if stored['head'].get('type') in ('NeuralFieldHead', 'LinearHead') or not is_part(stored['head'], nn.Module):
-            raise ValueError(
-                f'the metadata has head {str(stored["head"])[:100]!r}, and the tensors are of {head["type"]}'
-            )
-        head = dict(stored['head'])
-    else:
-        head = _merge(head, stored['head'], _TRACELESS_HEAD)
-    if head['type'] != 'NeuralFieldHead':
-        # Only a field's tensors tell channels from the patch's area.
-        traceless = _TRACELESS | {'in_channels', 'patch_size'}
+    check_part(own, 'backbone')
+    check_part(stored.get('head'), 'head')
+    head = _merge_head(architecture.pop('head'), stored['head'])
+    # Only a field's tensors tell channels from the patch's area.
+    traceless = _TRACELESS if head['type'] == 'NeuralFieldHead' else {*_TRACELESS, 'in_channels', 'patch_size'}
     return {**_merge(architecture, own, traceless), 'head': head}
 
 
+def _merge_head(inferred: dict[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
+    if stored['type'] == inferred['type']:
+        return _merge(inferred, stored, _TRACELESS_HEAD)
+    # Tensors that are not recognised are taken for a linear head's; they may be those of a head of the user's own.
+    if inferred['type'] == 'LinearHead' and stored['type'] != 'NeuralFieldHead':
+        return dict(stored)
+    raise ValueError(f'the metadata has head {stored["type"]}, and the tensors are of {inferred["type"]}')
+
+
 def _merge(inferred: dict[str, Any], stored: Mapping[str, Any], traceless: set[str]) -> dict[str, Any]:
+    """What the tensors tell, with what they do not tell taken from ``stored``."""
     for name, value in stored.items():
-        if name not in inferred or not is_plain(value):
-            raise ValueError(
-                f'the metadata has {str(name)[:50]}={str(value)[:50]!r}, which is no argument of the network'
-            )
+        if name not in inferred:
+            raise ValueError(f'the metadata says {name}={value!r}, and the tensors are of a network without')
         if name not in traceless and value != inferred[name]:
             raise ValueError(f'the metadata says {name}={value!r}, and the tensors are of {name}={inferred[name]!r}')
-    return {**inferred, **stored}
+    return {**inferred, **{name: value for name, value in stored.items() if name in traceless}}
 
 
 def infer_architecture(shapes: Shapes) -> dict[str, Any]:

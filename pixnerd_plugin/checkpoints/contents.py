@@ -6,26 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .lazy import LazyTensor
-from .lora import Lora, merge_lora, split_peft
+import torch
+
+from pixnerd_plugin.formats.lazy import LazyTensor, Tensors
+from pixnerd_plugin.formats.safetensors_file import open_safetensors
+from pixnerd_plugin.formats.schema import naming
+from pixnerd_plugin.formats.torch_file import open_torch
+
+from .layouts.lora import Lora, merge_lora, split_peft
+from .layouts.names import LABELLED, METADATA_TENSOR, PROJECTOR, PUBLISHED_PROJECTOR, UNLABELLED, has_network
+from .layouts.published import is_published, published_to_ours
 from .metadata import METADATA_KEY, check_metadata, parse_metadata
-from .published import is_published, published_to_ours
-from .safetensors_file import open_safetensors
-from .torch_file import open_torch
-
-Tensors = dict[str, LazyTensor]
-
-# Where a network's tensors may sit in a file. Lightning's names tell what they are; the bare layout comes last.
-_LABELLED = {'ema': 'ema_denoiser.', 'raw': 'denoiser.'}
-_UNLABELLED = ('backbone.', 'module.backbone.', 'model.diffusion_model.', 'diffusion_model.', 'state_dict.', '')
-_MARKS = ('s_embedder.proj.weight', 'patch_embed.weight', 'patch_embed.base_layer.weight')
-
-# The projector of the alignment loss, in the published layout and in ours.
-PUBLISHED_PROJECTOR = 'diffusion_trainer.proj.0.'
-PROJECTOR = 'loss.projector.'
-
-# ComfyUI's loaders and savers pass tensors only, so there the metadata is one of them: its text as bytes.
-METADATA_TENSOR = 'pixnerd_metadata'
 
 
 class Contents(NamedTuple):
@@ -34,8 +25,8 @@ class Contents(NamedTuple):
     Args:
         path: the file.
         kind: the program or layout it is of, in words.
-        networks: tensors under our names, by what they are: ``'ema'``, ``'raw'``, or ``'weights'`` where the file does
-            not tell.
+        networks: tensors under our names, by what they are: ``'ema'``, ``'raw'``, or ``'unlabelled'`` where the file
+            does not tell.
         projector: tensors of the loss's projector, under the names of our ``loss.projector``.
         metadata: see :mod:`~.metadata`.
         ignored: names of the file's other tensors, and of its other entries.
@@ -58,9 +49,9 @@ class Contents(NamedTuple):
         Raises:
             ValueError: if the file does not have it.
         """
-        if weights not in _LABELLED:
+        if weights not in LABELLED:
             raise ValueError(f"weights={weights!r} is not known; use 'ema' or 'raw'")
-        for label in (weights, 'weights'):
+        for label in (weights, 'unlabelled'):
             if label in self.networks:
                 return label
         others = ' and '.join(self.networks)
@@ -81,20 +72,25 @@ def open_contents(path: str | Path) -> Contents:
     path = weights_file(Path(path))
     if path.suffix == '.safetensors':
         tensors, texts = open_safetensors(path)
-        metadata = _checked(path, parse_metadata, texts[METADATA_KEY]) if METADATA_KEY in texts else {}
-        return _contents(path, tensors, metadata, [], None)
+        with naming(path):
+            metadata = parse_metadata(texts[METADATA_KEY]) if METADATA_KEY in texts else {}
+            return _contents(path, tensors, metadata, [], None)
     content = open_torch(path)
-    if not isinstance(content, dict):
-        raise ValueError(f'{path}: a checkpoint holds a dict with state_dict, this holds a {type(content).__name__}')
-    tensors = _flat(content.get('state_dict', content))
-    meta = content.get('meta')
-    stored = meta.get(METADATA_KEY) if isinstance(meta, dict) else content.get(METADATA_KEY)
-    metadata = {} if stored is None else _checked(path, check_metadata, stored)
-    others = [str(name) for name in content if name not in ('state_dict', 'ema_state_dict', 'meta', METADATA_KEY)]
-    steps = content.get('global_step', meta.get('iter') if isinstance(meta, dict) else None)
-    steps = steps if isinstance(steps, int) else None
-    raw = _flat(content.get('ema_state_dict')) if 'ema_state_dict' in content else None
-    return _contents(path, tensors, metadata, others if 'state_dict' in content else [], steps, raw)
+    with naming(path):
+        if not isinstance(content, dict):
+            raise ValueError(f'a checkpoint holds a dict with state_dict, this holds a {type(content).__name__}')
+        meta: dict = content['meta'] if isinstance(content.get('meta'), dict) else {}
+        stored = meta.get(METADATA_KEY) or content.get(METADATA_KEY)
+        others = [str(name) for name in content if name not in ('state_dict', 'ema_state_dict', 'meta', METADATA_KEY)]
+        steps = content.get('global_step', meta.get('iter'))
+        return _contents(
+            path,
+            _flat(content.get('state_dict', content)),
+            {} if stored is None else check_metadata(stored),
+            others if 'state_dict' in content else [],
+            steps if isinstance(steps, int) else None,
+            _flat(content.get('ema_state_dict')) if 'ema_state_dict' in content else None,
+        )
 
 
 def weights_file(path: Path) -> Path:
@@ -113,13 +109,6 @@ def weights_file(path: Path) -> Path:
     return path
 
 
-def _checked(path: Path, check: Any, content: Any) -> dict[str, Any]:
-    try:
-        return check(content)
-    except ValueError as error:
-        raise ValueError(f'{path}: {error}') from None
-
-
 def _flat(state: Any) -> Tensors:
     if not isinstance(state, dict):
         return {}
@@ -135,21 +124,21 @@ def _contents(
     ema_state: Tensors | None = None,
 ) -> Contents:
     networks, used = {}, set()
-    for label, prefix in _LABELLED.items():
+    for label, prefix in LABELLED.items():
         if found := _under(tensors, prefix):
             networks[label] = found
             used |= {prefix + name for name in found}
     kind = 'published Lightning layout' if networks else ''
     if not networks:
-        prefixes = [prefix for prefix in _UNLABELLED if _under(tensors, prefix)]
+        prefixes = [prefix for prefix in UNLABELLED if _under(tensors, prefix)]
         if not prefixes:
-            raise ValueError(f'{path}: no PixNerd network in this file; its first tensors are {_first(tensors)}')
+            raise ValueError(f'no PixNerd network in this file; its first tensors are {_first(tensors)}')
         prefix = prefixes[0]
         found = _under(tensors, prefix)
         used |= {prefix + name for name in found}
         kind = f'keys under {prefix!r}' if prefix else 'bare keys'
         if ema_state is None:
-            networks['weights'] = found
+            networks['unlabelled'] = found
         else:
             # mmengine's EMA hook swaps: state_dict has the averages, ema_state_dict the weights that are trained.
             # Frozen ones are in state_dict only.
@@ -160,11 +149,11 @@ def _contents(
             networks = {'ema': found, 'raw': {**found, **raw}}
     for found in networks.values():
         if METADATA_TENSOR in found:
-            text = _text(path, found.pop(METADATA_TENSOR))
-            metadata = metadata or _checked(path, parse_metadata, text)
+            text = _text(found.pop(METADATA_TENSOR))
+            metadata = metadata or parse_metadata(text)
     if (stored := metadata.get('weights')) in ('ema', 'raw'):
-        if 'weights' in networks:
-            networks = {stored: networks['weights']}
+        if 'unlabelled' in networks:
+            networks = {stored: networks['unlabelled']}
         # Written under both names, for programs that want both.
         networks = {stored: networks[stored]} if stored in networks else networks
     projector = {}
@@ -175,29 +164,28 @@ def _contents(
                 used.add(name)
     loras = {}
     alpha = (metadata.get('lora') or {}).get('alpha')
-    try:
-        for label, found in networks.items():
-            plain, lora = split_peft(found, alpha)
-            networks[label] = published_to_ours(plain) if is_published(plain) else plain
-            if lora:
-                loras[label] = lora
-    except ValueError as error:
-        raise ValueError(f'{path}: {error}') from None
+    for label, found in networks.items():
+        plain, lora = split_peft(found, alpha)
+        networks[label] = published_to_ours(plain) if is_published(plain) else plain
+        if lora:
+            loras[label] = lora
     return Contents(path, kind, networks, projector, metadata, ignored + sorted(set(tensors) - used), steps, loras)
 
 
 def _under(tensors: Mapping[str, LazyTensor], prefix: str) -> Tensors:
     """The tensors of the network under ``prefix``, if there is one."""
-    if not any(prefix + mark in tensors for mark in _MARKS):
+    if not has_network(tensors.keys(), prefix):
         return {}
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _text(path: Path, tensor: LazyTensor) -> str:
+def _text(tensor: LazyTensor) -> str:
+    if tensor.dtype != torch.uint8 or len(tensor.shape) != 1:
+        raise ValueError(f'its {METADATA_TENSOR} is {tensor.shape} of {tensor.dtype}, and a row of bytes is due')
     try:
-        return bytes(tensor.read().tolist()).decode()
-    except (TypeError, ValueError) as error:
-        raise ValueError(f'{path}: its {METADATA_TENSOR} is not a text ({error})') from None
+        return tensor.read().numpy().tobytes().decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f'its {METADATA_TENSOR} is not a text ({error})') from None
 
 
 def _first(tensors: Tensors) -> str:

@@ -13,14 +13,15 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from .contents import Contents, Tensors, open_contents
-from .layouts import comfyui_tensors, lightning_content, mmengine_content, published_tensors
-from .lazy import LazyTensor, require_finite
+from pixnerd_plugin.formats.lazy import LazyTensor, Tensors, require_finite
+from pixnerd_plugin.formats.safetensors_file import write_safetensors
+from pixnerd_plugin.formats.torch_writer import write_torch
+
+from .contents import Contents, open_contents
+from .layouts.lora import layers_of, lora_tensors, merge_lora, read_lora
+from .layouts.targets import comfyui_tensors, lightning_content, mmengine_content, published_tensors
 from .load import Checkpoint, checkpoint_of
-from .lora import layers_of, lora_tensors, merge_lora, read_lora
 from .metadata import METADATA_KEY, VERSION, default_sampling, variant_of
-from .safetensors_file import write_safetensors
-from .torch_writer import write_torch
 
 DTYPES = {
     'float32': torch.float32,
@@ -166,7 +167,7 @@ def _metadata(contents: Contents, checkpoint: Checkpoint, labels: list[str], res
         version=VERSION,
         variant=variant_of(architecture),
         architecture=architecture,
-        weights='both' if len(labels) > 1 else None if labels == ['weights'] else labels[0],
+        weights='both' if len(labels) > 1 else None if labels == ['unlabelled'] else labels[0],
         resolution=resolution or stored.get('resolution'),
         sampling=stored.get('sampling') or default_sampling(architecture),
         class_names=stored.get('class_names'),

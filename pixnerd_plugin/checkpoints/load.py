@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..registry import MODELS
+from pixnerd_plugin.formats.lazy import LazyTensor, Tensors, require_finite
+from pixnerd_plugin.formats.parts import build_part
+from pixnerd_plugin.formats.schema import naming
+
 from .architecture import find_architecture
-from .contents import Contents, Tensors, open_contents
-from .lazy import LazyTensor, require_finite
+from .contents import Contents, open_contents
+from .layouts.published import describe_difference
 from .metadata import METADATA_KEY
-from .published import describe_difference
 
 __all__ = ['METADATA_KEY', 'Checkpoint', 'load_backbone', 'load_into', 'read_checkpoint']
 
@@ -48,13 +50,21 @@ class Checkpoint:
         """
         try:
             with torch.device('meta'):
-                net = MODELS.build(self.architecture)
-        # A file may ask for a network that cannot be built.
+                own = {name: value for name, value in self.architecture.items() if name != 'head'}
+                net = build_part(own, 'backbone', head=self.architecture['head'])
+        # Each argument may be one a network can have, and all together none.
         except (ValueError, TypeError, KeyError, RuntimeError, OverflowError, ZeroDivisionError) as error:
             reason = ' '.join(str(error).split())[:300]
             raise ValueError(f'{self.path}: a network of its architecture cannot be built: {reason}') from None
         if problem := difference(net, self.lazy):
             raise ValueError(f'{self.path}: the tensors do not fit the architecture: {problem}')
+        return net
+
+    def load(self) -> nn.Module:
+        """The network as a plain trainable module on the CPU, in the file's dtype; errors as in :meth:`build`."""
+        # Built without memory: the file's tensors become the parameters.
+        net = self.build()
+        net.load_state_dict(self.tensors, assign=True)
         return net
 
     def _read(self, name: str, tensor: LazyTensor) -> Tensor:
@@ -77,11 +87,7 @@ def load_backbone(path: str | Path, weights: str = 'ema') -> nn.Module:
         FileNotFoundError: if there is no such file.
         ValueError: if the file is damaged, holds no such weights, or does not fit its architecture exactly; one line.
     """
-    checkpoint = read_checkpoint(path, weights)
-    # Built without memory: the file's tensors become the parameters.
-    net = checkpoint.build()
-    net.load_state_dict(checkpoint.tensors, assign=True)
-    return net
+    return read_checkpoint(path, weights).load()
 
 
 def load_into(net: nn.Module, path: str | Path, weights: str = 'ema') -> None:
@@ -102,10 +108,8 @@ def read_checkpoint(path: str | Path, weights: str = 'ema') -> Checkpoint:
 def checkpoint_of(contents: Contents, label: str) -> Checkpoint:
     """The network of a file that has this label, adapters of its training merged."""
     tensors = contents.merged(label)
-    try:
+    with naming(contents.path):
         architecture = find_architecture(shapes_of(tensors), contents.metadata.get('architecture'))
-    except ValueError as error:
-        raise ValueError(f'{contents.path}: {error}') from None
     return Checkpoint(contents.path, tensors, architecture, contents.metadata)
 
 

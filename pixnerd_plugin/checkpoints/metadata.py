@@ -1,4 +1,4 @@
-"""What a file says about its network besides the tensors, checked: a file may say anything.
+"""What a file says about its network besides the tensors, every entry checked.
 
 It is one JSON object: ``architecture`` (the registry dict), ``weights`` (``'ema'``, ``'raw'`` or ``'both'``),
 ``variant``, ``resolution`` (side of the training pictures in pixels), ``sampling`` (a sampler's registry dict),
@@ -9,12 +9,11 @@ layout. All are optional.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
-from ..registry import MODELS
-from ..sampling.samplers import FlowSampler
+from pixnerd_plugin.formats.parts import check_part, is_known_part
+from pixnerd_plugin.formats.schema import naming, shown
 
 METADATA_KEY = 'pixnerd'
 """Entry of a safetensors file's metadata, and of mmengine's ``meta``."""
@@ -42,7 +41,7 @@ def parse_metadata(text: str) -> dict[str, Any]:
 
 
 def check_metadata(content: Any) -> dict[str, Any]:
-    """Return ``content`` if every known entry is well formed, without a sampler that is not registered.
+    """Return ``content`` if every known entry is well formed, without a sampler that is none of PixNerd.
 
     Raises:
         ValueError: naming the entry that is not.
@@ -53,45 +52,17 @@ def check_metadata(content: Any) -> dict[str, Any]:
     if not isinstance(version, int) or version > VERSION:
         raise ValueError(f'its metadata has version {version!r}, made by a newer PixNerd plugin; update this one')
     sampling = content.get('sampling')
-    sampler = str(sampling.get('type')) if isinstance(sampling, dict) else ''
-    if sampler.isidentifier() and sampler not in MODELS.module_dict:
+    kind = sampling.get('type') if isinstance(sampling, dict) else None
+    if isinstance(kind, str) and kind.isidentifier() and not is_known_part(sampling, 'sampler'):
         # A sampler of somebody's own, not imported here: the network does not need it.
         content = {name: value for name, value in content.items() if name != 'sampling'}
+    elif sampling is not None:
+        with naming('its metadata: sampling'):
+            check_part(sampling, 'sampler')
     for name, is_well_formed in _CHECKS.items():
         if content.get(name) is not None and not is_well_formed(content[name]):
-            raise ValueError(f'its metadata has {name}={str(content[name])[:100]!r}, which no PixNerd network has')
+            raise ValueError(f'its metadata has {name}={shown(content[name])}, which no PixNerd network has')
     return content
-
-
-def is_plain(value: Any) -> bool:
-    """Whether a value is a text, a moderate number, or a list of those: all that parts are built from."""
-    if isinstance(value, list | tuple):
-        return len(value) <= 16 and all(map(is_plain, value))
-    if isinstance(value, str):
-        return len(value) <= 100
-    return value is None or (isinstance(value, int | float) and math.isfinite(value) and abs(value) <= 2**20)
-
-
-def is_part(value: Any, kind: type) -> bool:
-    """Whether a value is the registry dict of one of our own registered parts of a class, with plain arguments.
-
-    Only a name in our registry will do: mmengine would import whatever a dotted name points to.
-    """
-    if not isinstance(value, Mapping) or not isinstance(value.get('type'), str):
-        return False
-    part = MODELS.module_dict.get(value['type'])
-    return isinstance(part, type) and issubclass(part, kind) and all(map(is_plain, value.values()))
-
-
-def is_sampling(value: Any) -> bool:
-    """Whether a value is the registry dict of one of our samplers that builds, of a moderate number of steps."""
-    if not is_part(value, FlowSampler) or not 1 <= _number(value.get('num_steps', 1)) <= 10_000:
-        return False
-    try:
-        MODELS.build(dict(value))
-    except (TypeError, ValueError, ZeroDivisionError):
-        return False
-    return True
 
 
 def variant_of(architecture: Mapping[str, Any]) -> str:
@@ -107,10 +78,6 @@ def default_sampling(architecture: Mapping[str, Any]) -> dict[str, Any]:
     return dict(_TEXT_SAMPLING if 'text_dim' in architecture else _CLASS_SAMPLING)
 
 
-def _number(value: Any) -> float:
-    return value if isinstance(value, int | float) else math.nan
-
-
 def _is_names(value: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) <= 10**6 and all(isinstance(name, str) for name in value)
 
@@ -124,7 +91,6 @@ _CHECKS = {
     'weights': lambda value: value in ('ema', 'raw', 'both'),
     'variant': lambda value: isinstance(value, str),
     'resolution': lambda value: type(value) is int and 0 < value <= 2**16,
-    'sampling': is_sampling,
     'class_names': _is_names,
     'lora': _is_lora,
     'source': lambda value: isinstance(value, dict),

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .contents import Tensors
+from pixnerd_plugin.formats.lazy import Tensors
+from pixnerd_plugin.formats.safetensors_file import open_safetensors, write_safetensors
+
 from .convert import DTYPES, check_new, require_space, with_dtype
-from .safetensors_file import open_safetensors, write_safetensors
 
 # The output layer of the language model; text encoding ends before it.
 _UNUSED = 'lm_head.weight'

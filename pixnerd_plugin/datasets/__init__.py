@@ -1,21 +1,27 @@
 """Datasets, transforms and the sampler, registered with mmengine."""
 
-from pixnerd_plugin.datasets.base import PictureDataset
-from pixnerd_plugin.datasets.captions import CaptionedDataset
-from pixnerd_plugin.datasets.digits import DigitsDataset
-from pixnerd_plugin.datasets.faults import DamagedPicture, TooManyDamaged
-from pixnerd_plugin.datasets.image_folder import CaptionFolder, ImageFolder
-from pixnerd_plugin.datasets.sampler import ResumableSampler
-from pixnerd_plugin.datasets.shards import ShardDataset
-from pixnerd_plugin.datasets.text_embeddings import LoadTextEmbedding
-from pixnerd_plugin.datasets.transforms import (
+from contextlib import suppress
+
+from .base import PictureDataset
+from .captions import CaptionedDataset
+from .digits import DigitsDataset
+from .faults import DamagedPicture, TooManyDamaged
+from .image_folder import CaptionFolder, ImageFolder
+from .sampler import ResumableSampler
+from .shards import ShardDataset
+from .transforms import (
     ADMCenterCrop,
     LoadRGB,
+    LoadTextEmbedding,
     PackInputs,
     RandomCaption,
     RandomCropResize,
     ResizeCenterCrop,
 )
+
+with suppress(ImportError):
+    # Ours need no mmcv; where it is installed, its own transforms can be named beside them.
+    import mmcv.transforms  # noqa: F401
 
 __all__ = [
     'ADMCenterCrop',

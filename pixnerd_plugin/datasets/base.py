@@ -13,9 +13,10 @@ import torch
 from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 
-from pixnerd_plugin.datasets.faults import DamagedPicture, Tally, TooManyDamaged
-from pixnerd_plugin.datasets.visits import seeded
 from pixnerd_plugin.registry import TRANSFORMS, build
+
+from .faults import DamagedPicture, Tally, TooManyDamaged
+from .visits import seeded
 
 # Below this many visits a share of damaged ones says little: a few in a row are chance.
 _MIN_VISITS_JUDGED = 10_000

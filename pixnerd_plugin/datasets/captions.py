@@ -6,8 +6,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from pixnerd_plugin.datasets.base import PictureDataset, log_fault
-from pixnerd_plugin.datasets.faults import Tally
+from .base import PictureDataset, log_fault
+from .faults import Tally
 
 CAPTION_SUFFIXES = ('.txt', '.json')
 

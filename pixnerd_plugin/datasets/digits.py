@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pixnerd_plugin.datasets.base import PictureDataset, digest
 from pixnerd_plugin.registry import DATASETS
+
+from .base import PictureDataset, digest
 
 _NUM_TEST = 360
 

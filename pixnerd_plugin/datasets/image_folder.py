@@ -9,9 +9,10 @@ from typing import Any
 
 from mmengine.logging import print_log
 
-from pixnerd_plugin.datasets.base import PictureDataset, digest
-from pixnerd_plugin.datasets.captions import CAPTION_SUFFIXES, CaptionedDataset
 from pixnerd_plugin.registry import DATASETS
+
+from .base import PictureDataset, digest
+from .captions import CAPTION_SUFFIXES, CaptionedDataset
 
 PICTURE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff')
 

@@ -9,8 +9,9 @@ import numpy as np
 from mmengine.dist import get_dist_info
 from torch.utils.data import Sampler
 
-from pixnerd_plugin.datasets.visits import Visit
 from pixnerd_plugin.registry import DATA_SAMPLERS
+
+from .visits import Visit
 
 
 @DATA_SAMPLERS.register_module()

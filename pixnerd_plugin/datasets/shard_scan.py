@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pixnerd_plugin.datasets.captions import CAPTION_SUFFIXES, parse_captions
-from pixnerd_plugin.datasets.image_folder import PICTURE_SUFFIXES
-from pixnerd_plugin.datasets.shards import PAIR
+from .captions import CAPTION_SUFFIXES, parse_captions
+from .image_folder import PICTURE_SUFFIXES
+from .shards import PAIR
 
 
 class Problem(NamedTuple):

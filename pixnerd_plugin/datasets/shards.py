@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pixnerd_plugin.atomic import atomic_path
-from pixnerd_plugin.datasets.base import digest
-from pixnerd_plugin.datasets.captions import CAPTION_SUFFIXES, CaptionedDataset
-from pixnerd_plugin.datasets.faults import DamagedPicture
-from pixnerd_plugin.datasets.image_folder import checked_folder
+from pixnerd_plugin.formats.atomic import atomic_path
 from pixnerd_plugin.registry import DATASETS
+
+from .base import digest
+from .captions import CAPTION_SUFFIXES, CaptionedDataset
+from .faults import DamagedPicture
+from .image_folder import checked_folder
 
 # Offsets and sizes are in bytes. caption_kind: 0 none, 1 .txt, 2 .json.
 PAIR = np.dtype(

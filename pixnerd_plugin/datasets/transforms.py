@@ -9,16 +9,18 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from mmcv.transforms import BaseTransform
 from PIL import Image, ImageOps
 
-from pixnerd_plugin.datasets.faults import DamagedPicture
+from pixnerd_plugin.models.conditioners.embedding_store import TextEmbeddingStore
 from pixnerd_plugin.registry import TRANSFORMS
+
+from .faults import DamagedPicture
 
 # What Pillow's decoders were seen to raise on damaged files.
 _DECODE_ERRORS = (
@@ -97,8 +99,19 @@ def _positive(size: int) -> int:
     return size
 
 
+class Transform(ABC):
+    """A step of a data pipeline, in mmcv's convention; mmcv's own transforms go into the same pipelines."""
+
+    def __call__(self, results: dict) -> dict | None:
+        return self.transform(results)
+
+    @abstractmethod
+    def transform(self, results: dict) -> dict | None:
+        """Change the dict of one sample and return it, or None to leave the sample out."""
+
+
 @TRANSFORMS.register_module()
-class LoadRGB(BaseTransform):
+class LoadRGB(Transform):
     """Decode ``results['img_bytes']`` if present, else the file ``results['img_path']``, to RGB; any mode Pillow reads.
 
     Args:
@@ -126,7 +139,7 @@ class LoadRGB(BaseTransform):
 
 
 @TRANSFORMS.register_module()
-class ADMCenterCrop(BaseTransform):
+class ADMCenterCrop(Transform):
     """ADM's resize and centre crop to (size, size), the ImageNet recipe; see `adm_center_crop`."""
 
     def __init__(self, size: int):
@@ -137,7 +150,7 @@ class ADMCenterCrop(BaseTransform):
 
 
 @TRANSFORMS.register_module()
-class ResizeCenterCrop(BaseTransform):
+class ResizeCenterCrop(Transform):
     """Bilinear resize and centre crop, the text-to-image recipe; see `resize_center_crop`.
 
     Args:
@@ -153,7 +166,7 @@ class ResizeCenterCrop(BaseTransform):
 
 
 @TRANSFORMS.register_module()
-class RandomCropResize(BaseTransform):
+class RandomCropResize(Transform):
     """Cut out a random square and resize it (antialiased bicubic) to (size, size), for fine-tuning on few pictures.
 
     Args:
@@ -175,7 +188,7 @@ class RandomCropResize(BaseTransform):
 
 
 @TRANSFORMS.register_module()
-class RandomCaption(BaseTransform):
+class RandomCaption(Transform):
     """Choose ``results['text']`` among ``results['captions']``, anew at each visit. Without it, text is the first."""
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
@@ -185,7 +198,7 @@ class RandomCaption(BaseTransform):
 
 
 @TRANSFORMS.register_module()
-class PackInputs(BaseTransform):
+class PackInputs(Transform):
     """End a pipeline: ``dict(inputs=uint8 (3, H, W) RGB, data_samples={key: value})``.
 
     Args:
@@ -201,3 +214,26 @@ class PackInputs(BaseTransform):
             raise ValueError(f'PackInputs takes an (H, W, 3) uint8 picture, not {img.shape} {img.dtype}')
         inputs = torch.from_numpy(np.array(img.transpose(2, 0, 1), order='C'))
         return dict(inputs=inputs, data_samples={key: results[key] for key in self.keys if key in results})
+
+
+@TRANSFORMS.register_module()
+class LoadTextEmbedding(Transform):
+    """Add the stored embedding of the caption in ``text``, for training without running the text encoder.
+
+    Required keys: ``text``. Added keys: ``text_embeds``, a tensor (max_length, dim).
+
+    Args:
+        folder: What ``tools/precompute_text.py`` wrote.
+    """
+
+    def __init__(self, folder: str):
+        self.store = TextEmbeddingStore(folder)
+        if not len(self.store):
+            raise FileNotFoundError(f'no text embeddings in {folder}: write them with tools/precompute_text.py')
+
+    def transform(self, results: dict) -> dict:
+        results['text_embeds'] = self.store[results['text']]
+        return results
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}(folder={str(self.store.folder)!r})'

@@ -14,10 +14,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pixnerd_plugin.atomic import atomic_path
-from pixnerd_plugin.evaluation.features import FeatureExtractor, Features
+from pixnerd_plugin.formats.atomic import atomic_path
 from pixnerd_plugin.models.frozen import FrozenModel
 from pixnerd_plugin.registry import MODELS
+
+from .features import FeatureExtractor, Features
 
 METADATA_KEY = 'pixnerd_classifier'
 

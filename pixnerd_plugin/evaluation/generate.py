@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from pixnerd_plugin.checkpoints import load_into
+from pixnerd_plugin.functional.noise import draw_noise, picture_generators
 from pixnerd_plugin.images import to_uint8
 from pixnerd_plugin.registry import MODELS
-from pixnerd_plugin.sampling.noise import draw_noise, picture_generators
 
 
 def load_model(config: Any, checkpoint: str, device: torch.device | str) -> Any:

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pixnerd_plugin.evaluation.features import FeatureExtractor, Features
 from pixnerd_plugin.models.frozen import FrozenModel
 from pixnerd_plugin.registry import MODELS
+
+from .features import FeatureExtractor, Features
 
 WEIGHTS = 'pt_inception-2015-12-05-6726825d.pth'
 

@@ -10,9 +10,9 @@ import torch
 from mmengine.dist import all_gather_object, get_dist_info
 from torch import Tensor
 
-from pixnerd_plugin.evaluation.features import FeatureExtractor, Features
-from pixnerd_plugin.evaluation.metrics import Statistics, frechet_distance, inception_score, precision_recall
-from pixnerd_plugin.evaluation.pictures import ARRAY, DAMAGE, STATISTICS, Pictures, open_npz, open_pictures
+from .features import FeatureExtractor, Features
+from .metrics import Statistics, frechet_distance, inception_score, precision_recall
+from .pictures import ARRAY, DAMAGE, STATISTICS, Pictures, open_npz, open_pictures
 
 
 @dataclass

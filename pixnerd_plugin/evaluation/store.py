@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from pixnerd_plugin.atomic import atomic_path, remove_leftovers
-from pixnerd_plugin.evaluation.pictures import ARRAY, open_array
+from pixnerd_plugin.formats.atomic import atomic_path, remove_leftovers
+
+from .pictures import ARRAY, open_array
 
 
 class SampleStore:

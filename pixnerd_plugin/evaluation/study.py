@@ -13,14 +13,16 @@ import torch
 from mmengine.runner import Runner
 from torch.utils.flop_counter import FlopCounterMode
 
-from pixnerd_plugin.atomic import atomic_path
-from pixnerd_plugin.cli import find_checkpoint, load_config
-from pixnerd_plugin.evaluation.classifier import ClassifierFeatures
-from pixnerd_plugin.evaluation.features import Features
-from pixnerd_plugin.evaluation.generate import draw_pictures, load_model, picture_size
-from pixnerd_plugin.evaluation.pictures import Pictures, TensorPictures, load_all, open_pictures, to_tensor
-from pixnerd_plugin.evaluation.quality import compare, extract, require_enough
+from pixnerd_plugin.engine.config import load_config
+from pixnerd_plugin.engine.resume import find_checkpoint
+from pixnerd_plugin.formats.atomic import atomic_path
 from pixnerd_plugin.registry import MODELS
+
+from .classifier import ClassifierFeatures
+from .features import Features
+from .generate import draw_pictures, load_model, picture_size
+from .pictures import Pictures, TensorPictures, load_all, open_pictures, to_tensor
+from .quality import compare, extract, require_enough
 
 NUM_KNOWN = 2000
 NUM_HELD_OUT = 500

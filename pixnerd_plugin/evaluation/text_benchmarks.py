@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pixnerd_plugin.atomic import atomic_path, remove_leftovers
+from pixnerd_plugin.formats.atomic import atomic_path, remove_leftovers
 from pixnerd_plugin.images import image_grid, save_png
 
 GENEVAL_TASKS = ('single_object', 'two_object', 'counting', 'colors', 'position', 'color_attr')

@@ -10,29 +10,48 @@ import torch
 from torch import nn
 
 
-def compiled(net: nn.Module) -> Callable[..., Any]:
-    """The network's forward, compiled; on a GPU its kernels are launched as one CUDA graph.
+class CompiledNetwork:
+    """A network whose ``forward``, ``encode`` and ``decode`` are compiled; on a GPU each runs as one CUDA graph.
 
-    The network stays as it is. It is compiled at the first call, once more at another batch size and once at another
+    The network stays as it is. Each is compiled at the first call, once more at another batch size and once at another
     picture size, which from then on may be any; a batch of one is a case of its own. With a ``field_chunk``, or above
     2**22 pixels, the field's loop is unrolled, and each number of its rounds is compiled anew.
     """
-    on_gpu = next(net.parameters()).device.type == 'cuda'
-    kind: Any = type(net)  # hashable, which mypy doubts of a type of modules
-    forward = _compiled_forward(kind, 'reduce-overhead' if on_gpu else None)
 
-    def call(*args: Any, **kwargs: Any) -> Any:
-        if not on_gpu:
-            return forward(net, *args, **kwargs)
+    def __init__(self, net: nn.Module):
+        self.net: Any = net
+        self.on_gpu = next(net.parameters()).device.type == 'cuda'
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._run('forward', *args, **kwargs)
+
+    def encode(self, *args: Any, **kwargs: Any) -> Any:
+        return self._run('encode', *args, **kwargs)
+
+    def decode(self, *args: Any, **kwargs: Any) -> Any:
+        return self._run('decode', *args, **kwargs)
+
+    def grid_of(self, *args: Any) -> tuple[int, int]:
+        return self.net.grid_of(*args)
+
+    def _run(self, method: str, *args: Any, conditioning: Any = None, **kwargs: Any) -> Any:
+        if conditioning is not None:
+            # A compiler asks where in memory a view begins, and compiles anew when that changes.
+            kwargs['conditioning'] = conditioning.clone()
+        # Of the class, so that nothing holds on to a network.
+        function = _compiled(getattr(type(self.net), method), 'reduce-overhead' if self.on_gpu else None)
+        if not self.on_gpu:
+            return function(self.net, *args, **kwargs)
         torch.compiler.cudagraph_mark_step_begin()
-        out = forward(net, *args, **kwargs)
+        out = function(self.net, *args, **kwargs)
         # The next call of the graph writes to the same memory.
-        return tuple(part.clone() for part in out) if isinstance(out, tuple) else out.clone()
+        return tuple(_cloned(part) for part in out) if isinstance(out, tuple) else out.clone()
 
-    return call
+
+def _cloned(part: Any) -> Any:
+    return None if part is None else part.clone()
 
 
 @cache
-def _compiled_forward(kind: Any, mode: str | None) -> Callable[..., Any]:
-    # Of the class, so that nothing holds on to a network.
-    return torch.compile(kind.forward, mode=mode)
+def _compiled(function: Callable[..., Any], mode: str | None) -> Callable[..., Any]:
+    return torch.compile(function, mode=mode)

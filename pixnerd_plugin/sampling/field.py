@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..models.heads.coordinates import pixel_positions
-from ..models.heads.patches import from_patches, to_patches
-from .noise import continuous_noise, grain_noise
+from pixnerd_plugin.functional.noise import continuous_noise, grain_noise
+from pixnerd_plugin.functional.patches import from_patches, to_patches
+from pixnerd_plugin.functional.positions import pixel_positions
+
+from .guidance import guide
 
 Region = tuple[int, int, int, int]
 """``(top, left, bottom, right)`` in pixels of the whole picture, bottom and right exclusive."""
@@ -34,10 +36,10 @@ class _Span(NamedTuple):
 
 
 def require_field(head: Any) -> None:
-    """Refuse a head that knows only the pixels of its patches.
+    """Check that a head can be evaluated anywhere in its patch.
 
     Raises:
-        ValueError: then.
+        ValueError: if it knows only the pixels of its patch, as the linear head does.
     """
     if not hasattr(head, 'alignment'):
         raise ValueError(f'only a neural field can be decoded anywhere, and this head is a {type(head).__name__}')
@@ -216,7 +218,7 @@ class FieldTrajectory:
             s = next(evaluations)[:, :, indices].to(x.device, self.dtype)  # (branches, B, n, D)
             pixels = to_patches(x, grid).to(self.dtype)
             v = [from_patches(self.head(branch, pixels, positions), grid).to(x.dtype) for branch in s]
-            return v[0] if len(v) == 1 else v[0] + self.sampler.guidance_scale * (v[1] - v[0])
+            return v[0] if len(v) == 1 else guide(v[0], v[1], self.sampler.guidance_scale)
 
         return self.sampler.integrate(velocity, x)
 

@@ -1,7 +1,7 @@
-"""Field trajectories as safetensors files. Files come from strangers: a file may say anything, and is checked.
+"""Field trajectories as safetensors files. Whoever wrote one, nothing in it is trusted.
 
 Tensors: ``noise`` (B, C, H, W), ``tokens.00000``... (branches, B, L, D), ``head.*``. The metadata's entry is a JSON
-object: ``head`` and ``sampler`` (registry dicts), ``token_grid``, ``dim``, ``patch_size``.
+object: ``head`` and ``sampler`` (a part's ``type`` and arguments), ``token_grid``, ``dim``, ``patch_size``.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..atomic import atomic_path
-from ..checkpoints.metadata import is_part, is_plain, is_sampling
-from ..registry import MODELS
+from pixnerd_plugin.formats.atomic import atomic_path
+from pixnerd_plugin.formats.parts import build_part
+from pixnerd_plugin.formats.schema import check_table, integer, sequence
 
 METADATA_KEY = 'pixnerd_field'
+
+_RULES = dict(token_grid=sequence(integer(1, 2**16), 2, 2), dim=integer(1, 2**16), patch_size=integer(1, 2**10))
 
 
 def write_field(path: str | Path, field: Any) -> None:
@@ -62,30 +64,24 @@ def read_field(path: str | Path) -> dict[str, Any]:
 
 
 def _checked(description: Any, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    names = ('head', 'sampler', 'token_grid', 'dim', 'patch_size')
-    if not isinstance(description, dict) or not all(name in description for name in names):
-        raise ValueError(f'its description must have {", ".join(names)}')
-    # A dotted name would make mmengine import, and call, whatever it points to.
-    if not is_sampling(description['sampler']):
-        raise ValueError(f'sampler={str(description["sampler"])[:100]!r} is none of this package')
-    if not is_part(description['head'], nn.Module):
-        raise ValueError(f'head={str(description["head"])[:100]!r} is none of this package')
-    grid = description['token_grid']
-    if not (isinstance(grid, list) and len(grid) == 2 and all(type(n) is int and n > 0 for n in grid)):
-        raise ValueError(f'token_grid={str(grid)[:50]!r} is not [rows, columns]')
+    parts = {name: description.pop(name, None) for name in ('head', 'sampler')} if type(description) is dict else {}
+    check_table('its description', description, _RULES)
+    if absent := [name for name in _RULES if name not in description]:
+        raise ValueError(f'its description has no {absent[0]}')
+    grid = (description['token_grid'][0], description['token_grid'][1])
     noise = tensors.get('noise')
-    if noise is None or noise.ndim != 4 or not noise.is_floating_point():
+    if noise is None or noise.ndim != 4 or not noise.is_floating_point() or not noise.numel():
         raise ValueError('its noise is not (B, C, H, W)')
-    sampler = MODELS.build(description['sampler'])
+    if not noise.isfinite().all():
+        raise ValueError('its noise holds NaN or infinite values')
+    sampler = build_part(parts['sampler'], 'sampler')
+    if not sampler.deterministic:
+        raise ValueError('its sampler draws noise at every step, and no field can be recorded with it')
     tokens = [tensors[name] for name in sorted(tensors) if name.startswith('tokens.')]
     _check_tokens(tokens, sampler, (len(noise), grid[0] * grid[1], description['dim']))
-    return dict(
-        head=_head(description, noise.shape[1], tensors),
-        sampler=sampler,
-        noise=noise,
-        token_grid=grid,
-        tokens=tokens,
-    )
+    shape = dict(dim=description['dim'], patch_size=description['patch_size'], in_channels=noise.shape[1])
+    head = _head(parts['head'], shape, tensors)
+    return dict(head=head, sampler=sampler, noise=noise, token_grid=grid, tokens=tokens)
 
 
 def _check_tokens(tokens: list[Tensor], sampler: Any, shape: tuple[int, int, Any]) -> None:
@@ -104,15 +100,11 @@ def _check_tokens(tokens: list[Tensor], sampler: Any, shape: tuple[int, int, Any
             raise ValueError(f'its patch vectors are {tuple(s.shape)}, not (1 or 2, {", ".join(map(str, shape))})')
 
 
-def _head(description: dict[str, Any], in_channels: int, tensors: dict[str, Tensor]) -> nn.Module:
+def _head(description: Any, shape: dict[str, int], tensors: dict[str, Tensor]) -> nn.Module:
     weights = {name.removeprefix('head.'): tensor for name, tensor in tensors.items() if name.startswith('head.')}
-    arguments = dict(description['head'], in_channels=in_channels)
-    arguments |= {name: description[name] for name in ('dim', 'patch_size')}
-    if not all(map(is_plain, arguments.values())) or not 1 <= arguments.get('depth', 1) <= 512:
-        raise ValueError('its head has arguments that no field has')
     try:
         with torch.device('meta'):
-            head: nn.Module = MODELS.build(arguments)
+            head: nn.Module = build_part(description, 'head', **shape)
         head.load_state_dict(weights, assign=True)
     except (TypeError, RuntimeError) as error:
         raise ValueError(f'its head does not fit its weights ({str(error).splitlines()[-1].strip()[:200]})') from None

@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..registry import MODELS
+from pixnerd_plugin.formats.parts import describe_part
+from pixnerd_plugin.formats.schema import Rule, integer, number, one_of, sequence
+from pixnerd_plugin.functional.noise import draw_noise
+from pixnerd_plugin.functional.time import time_grid
+from pixnerd_plugin.registry import MODELS
+
+from .adams import adams_coefficients
 from .field import FieldTrajectory, require_field
-from .guidance import GuidedVelocity
-from .noise import draw_noise
-from .time_grid import adams_coefficients, time_grid
+from .guidance import ClassifierFreeGuidance
+from .network import ConditionedNetwork
+from .recorder import Recorder
 
 Velocity = Callable[[Tensor, float], Tensor]
 """``(x, t) -> v``, shaped like ``x``."""
@@ -54,9 +60,15 @@ class FlowSampler:
         ValueError: if an argument is out of range; the message names it.
     """
 
+    role = 'sampler'
+    stored: ClassVar[dict[str, Rule]] = dict(
+        num_steps=integer(1, 1000),
+        guidance_scale=number(-1000.0, 1000.0),
+        guidance_interval=sequence(number(-1000.0, 1000.0), 2, 2),
+        timeshift=number(1e-6, 1e6),
+    )
     order = 1
     deterministic = True
-    config_names: tuple[str, ...] = ('num_steps', 'guidance_scale', 'guidance_interval', 'timeshift')
 
     def __init__(
         self,
@@ -91,7 +103,19 @@ class FlowSampler:
 
     def config(self) -> dict[str, Any]:
         """The registry dict that rebuilds this sampler."""
-        return {'type': type(self).__name__, **{name: getattr(self, name) for name in self.config_names}}
+        return describe_part(self)
+
+    def replace(self, type: str | None = None, **settings: Any) -> FlowSampler:
+        """A sampler with some settings changed; with ``type`` another one, which takes over the settings it has too.
+
+        Raises:
+            ValueError: if the sampler has no such setting, or refuses its value; the message names it.
+        """
+        sampler = self.__class__ if type is None else MODELS.get(type)
+        kept = {name: getattr(self, name) for name in self.stored if name in sampler.stored}
+        if unknown := [name for name in settings if name not in sampler.stored]:
+            raise ValueError(f'{sampler.__name__} has no setting {unknown[0]}; it has {", ".join(sampler.stored)}')
+        return sampler(**{**kept, **settings}, compile=self.compile)
 
     def step(self, index: int, x: Tensor, history: Sequence[Tensor], velocity: Velocity, draw: Draw) -> Tensor:
         """Return ``x`` at ``times[index + 1]``; ``history`` holds the last velocities, this step's last."""
@@ -158,18 +182,18 @@ class FlowSampler:
             raise ValueError('record_field needs a deterministic solver, and this one draws noise at every step')
         if record_field:
             require_field(net.head)
-        velocity = GuidedVelocity(
+        recorder = Recorder(field_dtype) if record_field else None
+        conditioned = ConditionedNetwork(
             net,
             cond,
-            null_cond,
-            self.guidance_scale,
-            self.guidance_interval,
+            None if self.guidance_scale == 1 else null_cond,
+            self.times[:-1],
             token_grid,
             field_chunk,
-            record=field_dtype if record_field else None,
-            times=self.times[:-1],
-            compile=self.compile,
+            recorder,
+            self.compile,
         )
+        velocity = ClassifierFreeGuidance(conditioned, self.guidance_scale, self.guidance_interval)
         trajectory = [noise]
 
         def after(step: Step) -> None:
@@ -185,10 +209,9 @@ class FlowSampler:
         result: list[Any] = [image]
         if return_trajectory:
             result.append(torch.stack(trajectory))
-        if record_field:
-            patch = net.patch_size
-            grid = token_grid or (noise.shape[2] // patch, noise.shape[3] // patch)
-            result.append(FieldTrajectory(net.head, self, noise, grid, velocity.tokens))
+        if recorder is not None:
+            grid = net.grid_of(noise, token_grid)
+            result.append(FieldTrajectory(net.head, self, noise, grid, recorder.tokens))
         return result[0] if len(result) == 1 else tuple(result)
 
 
@@ -200,7 +223,7 @@ class EulerFlowSampler(FlowSampler):
     ``x + v dt + (t v - x) dt + sqrt(2 w dt) noise``; its last step is the ODE's.
     """
 
-    config_names = (*FlowSampler.config_names, 'stochastic')
+    stored = {**FlowSampler.stored, 'stochastic': one_of(True, False)}
 
     def __init__(self, *args: Any, stochastic: bool = False, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -234,7 +257,7 @@ class AdamsFlowSampler(FlowSampler):
         order: velocities used, 1 to 4; the first steps use as many as there are.
     """
 
-    config_names = (*FlowSampler.config_names, 'order')
+    stored = {**FlowSampler.stored, 'order': integer(1, 4)}
 
     def __init__(
         self,
@@ -249,7 +272,7 @@ class AdamsFlowSampler(FlowSampler):
         if not 1 <= order <= 4:
             raise ValueError(f'order={order} must be from 1 to 4')
         self.order = order
-        self._coefficients = adams_coefficients(time_grid(num_steps, timeshift), order)
+        self._coefficients = adams_coefficients(self.times, order)
 
     @property
     def coefficients(self) -> list[list[float]]:

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pixnerd_plugin.checkpoints.published import to_published
+from pixnerd_plugin.checkpoints.layouts.published import to_published
 from pixnerd_plugin.registry import MODELS
 
 State = Mapping[str, Tensor]

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import save
 
 from pixnerd_plugin import load_backbone
-from pixnerd_plugin.checkpoints.published import to_published
+from pixnerd_plugin.checkpoints.layouts.published import to_published
+from pixnerd_plugin.checkpoints.lora import apply_lora
 from pixnerd_plugin.checkpoints.text_encoder import _read_shards
-from pixnerd_plugin.models.lora import apply_lora
 
 from .files import prefixed, same, save_lightning, save_mmengine, tiny_network, tiny_projector
 

@@ -16,8 +16,8 @@ from safetensors.torch import save
 from pixnerd_plugin import load_backbone
 from pixnerd_plugin.checkpoints import read_checkpoint
 from pixnerd_plugin.checkpoints.convert import convert
-from pixnerd_plugin.checkpoints.report import report
-from pixnerd_plugin.models.lora import apply_lora
+from pixnerd_plugin.checkpoints.inspect import report
+from pixnerd_plugin.checkpoints.lora import apply_lora
 
 from .files import save_lightning, save_mmengine, tiny_network, tiny_projector
 
@@ -294,7 +294,10 @@ def test_files_cut_short(tmp_path, cut):
 @pytest.mark.parametrize(
     ('metadata', 'reason'),
     [
-        (dict(architecture=dict(type='os.system', command='touch trap', head={})), 'not a PixNerdDiT'),
+        (
+            dict(architecture=dict(type='os.system', command='touch trap', head={})),
+            "backbone 'os.system' is none of PixNerd",
+        ),
         (dict(architecture=dict(type='PixNerdDiT', head=dict(type='os.system', command='touch trap'))), 'head'),
         (dict(architecture=dict(type='PixNerdDiT', head=dict(type='subprocess.Popen', args='false'))), 'head'),
         (dict(architecture=dict(type='PixNerdDiT', head=dict(type='NeuralFieldHead', operations='os'))), 'operations'),

@@ -7,7 +7,7 @@ from torch import nn
 
 from pixnerd_plugin import load_backbone
 from pixnerd_plugin.checkpoints import read_checkpoint
-from pixnerd_plugin.checkpoints.published import to_published
+from pixnerd_plugin.checkpoints.layouts.published import to_published
 from pixnerd_plugin.registry import MODELS
 from tests.golden import DATA, network, read, relative_error
 

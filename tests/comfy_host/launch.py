@@ -12,7 +12,11 @@ import torch
 
 
 def make_torchvision_importable() -> None:
-    if not torch.cuda.is_available():
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError):
+        for name in [name for name in sys.modules if name.partition('.')[0] == 'torchvision']:
+            del sys.modules[name]
         library = torch.library.Library('torchvision', 'DEF')
         library.define('nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
         library.define('qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')

@@ -86,7 +86,7 @@ def queue(page, prompt):
     with page.expect_response(
         lambda response: response.url.endswith('/prompt') and response.request.method == 'POST'
     ) as answer:
-        page.get_by_role('button', name='Run', exact=True).click()
+        page.get_by_test_id('queue-button').click()
     return answer.value.json()['prompt_id']
 
 

@@ -18,7 +18,7 @@ from comfy_nodes.model import LABELS  # noqa: E402
 from comfy_nodes.nodes import PixNerdEmptyImage, PixNerdSampler  # noqa: E402
 from pixnerd_plugin import load_backbone  # noqa: E402
 from pixnerd_plugin.checkpoints.convert import convert  # noqa: E402
-from pixnerd_plugin.models.lora import apply_lora  # noqa: E402
+from pixnerd_plugin.checkpoints.lora import apply_lora  # noqa: E402
 from pixnerd_plugin.sampling import AdamsFlowSampler  # noqa: E402
 
 SEED, SIZE = 3, 64

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from comfy_nodes.weights import METADATA_TENSOR, describe, find_prefix, metadata_tensor, select
-from pixnerd_plugin.checkpoints.published import to_published
+from comfy_nodes.weights import METADATA_TENSOR, describe, metadata_tensor, select
+from pixnerd_plugin.checkpoints.layouts.names import find_prefix
+from pixnerd_plugin.checkpoints.layouts.published import to_published
 from pixnerd_plugin.models.backbones import PixNerdDiT
 
 

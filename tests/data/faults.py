@@ -8,8 +8,8 @@ from mmcv.transforms import BaseTransform
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 
-from pixnerd_plugin.atomic import atomic_path
-from pixnerd_plugin.hooks.checkpoint import AtomicLocalBackend
+from pixnerd_plugin.engine.hooks.checkpoint import AtomicLocalBackend
+from pixnerd_plugin.formats.atomic import atomic_path
 from pixnerd_plugin.models.losses import FlowMatchREPALoss
 from pixnerd_plugin.registry import HOOKS, MODELS, TRANSFORMS
 

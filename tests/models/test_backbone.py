@@ -39,7 +39,7 @@ def test_class_network_is_the_published_one(c2i):
 @pytest.mark.parametrize('layer', [1, 2, 3])
 def test_tokens_after_each_block_are_the_published_ones(c2i, layer):
     net, golden = c2i
-    _, features = net(golden['x'], golden['t'], golden['y'], feature_layer=layer)
+    _, features = net.encode(golden['x'], golden['t'], golden['y'], feature_layer=layer)
     assert relative_error(features, golden[f'tokens.block{layer - 1}']) < 1e-5
 
 
@@ -177,12 +177,32 @@ def test_layers_and_attention_can_be_supplied():
         ((1, 1, 8, 8), [0], {}, 'x must be'),
         ((2, 3, 8, 8), [0], {}, 'class ids'),
         ((1, 3, 8, 8), [[0.0]], {}, 'class ids'),
-        ((1, 3, 8, 8), [0], dict(feature_layer=3), 'feature_layer=3'),
+        ((1, 3, 8, 8), [0], dict(token_grid=(0, 4)), r'token_grid=\(0, 4\)'),
+        ((1, 3, 8, 8), [6], {}, 'class 6 is out of range: this model has classes 0 to 4'),
+        ((1, 3, 8, 8), [-1], {}, 'class -1 is out of range'),
     ],
 )
 def test_inputs_that_do_not_fit_are_named(x, cond, kwargs, message):
-    with pytest.raises(ValueError, match=message):
-        build()(torch.randn(x), torch.rand(x[0]), torch.tensor(cond), **kwargs)
+    net = build()
+    for call in (net, net.encode):
+        with pytest.raises(ValueError, match=message):
+            call(torch.randn(x), torch.rand(x[0]), torch.tensor(cond), **kwargs)
+
+
+def test_a_layer_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match='feature_layer=3'):
+        build().encode(torch.randn(1, 3, 8, 8), torch.rand(1), torch.tensor([0]), feature_layer=3)
+
+
+def test_forward_is_encode_then_decode():
+    net = build()
+    nn.init.normal_(net.head.proj.weight)
+    x, t, cond = torch.randn(2, 3, 16, 8), torch.rand(2), torch.tensor([0, 4])
+    s, features = net.encode(x, t, cond, (2, 1))
+    assert features is None
+    assert torch.equal(net.decode(s, x, (2, 1)), net(x, t, cond, (2, 1)))
+    with pytest.raises(ValueError, match='multiples of the token grid 3x1'):
+        net.decode(s, x, (3, 1))
 
 
 @pytest.mark.parametrize(

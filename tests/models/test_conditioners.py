@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pixnerd_plugin.datasets.text_embeddings import TextEmbeddingStore
 from pixnerd_plugin.models.conditioners import LabelConditioner, Qwen3TextEncoder
+from pixnerd_plugin.models.conditioners.embedding_store import TextEmbeddingStore
 from pixnerd_plugin.registry import MODELS
 
 DATA = Path(__file__).parents[1] / 'data'

@@ -3,9 +3,10 @@ import math
 import pytest
 import torch
 
+from pixnerd_plugin.functional.coordinates import coordinate_features, num_features
+from pixnerd_plugin.functional.patches import from_patches, to_patches
+from pixnerd_plugin.functional.positions import pixel_positions
 from pixnerd_plugin.models.heads import LinearHead, NeuralFieldHead
-from pixnerd_plugin.models.heads.coordinates import coordinate_features, num_features, pixel_positions
-from pixnerd_plugin.models.heads.patches import from_patches, to_patches
 
 
 def test_patches_are_row_major_and_go_back():

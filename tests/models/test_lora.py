@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from pixnerd_plugin import load_backbone
 from pixnerd_plugin.checkpoints.convert import convert
-from pixnerd_plugin.models.lora import add_lora, apply_lora
+from pixnerd_plugin.checkpoints.lora import apply_lora
+from pixnerd_plugin.models.lora import add_lora
 from tests.checkpoints.files import same, save_mmengine, tiny_inputs, tiny_network
 from tests.training import CONFIG, train
 

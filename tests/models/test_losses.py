@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from pixnerd_plugin.checkpoints.published import to_published
+from pixnerd_plugin.checkpoints.layouts.published import to_published
+from pixnerd_plugin.functional.time import shift_time
 from pixnerd_plugin.models.losses import FlowMatchREPALoss
 from pixnerd_plugin.models.losses.density import draw_fine_pixels
 from pixnerd_plugin.registry import MODELS
-from pixnerd_plugin.sampling.time_grid import shift_time
 from tests.golden import network, read, relative_error
 
 
@@ -67,7 +67,7 @@ def test_alignment_is_zero_when_the_features_agree(net):
     loss = small_loss()
     x, t, cond = torch.randn(1, 3, 8, 8), torch.tensor([0.5]), torch.tensor([2])
     noise = torch.randn_like(x)
-    _, features = net((x + noise) / 2, t, cond, feature_layer=1)
+    _, features = net.encode((x + noise) / 2, t, cond, feature_layer=1)
     terms = loss(
         net,
         x,

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from pixnerd_plugin.models.layers.normalize import rms_norm, unit_columns
+from pixnerd_plugin.functional.norms import rms_norm, unit_columns
 from pixnerd_plugin.models.layers.operations import RMSNorm
 from tests.golden import relative_error
 

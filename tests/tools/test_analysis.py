@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pixnerd_plugin.cli import load_config
+from pixnerd_plugin.engine.config import load_config
 from pixnerd_plugin.evaluation.classifier import SmallConvNet, save_classifier
 from pixnerd_plugin.evaluation.study import training_gflops
 from pixnerd_plugin.registry import MODELS

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from pixnerd_plugin.logs import read_scalars
+from pixnerd_plugin.engine.logs import read_scalars
 from tests.training import run_tool
 
 TOOL = 'tools/analysis_tools/plot_logs.py'

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from pixnerd_plugin.cli import load_config
+from pixnerd_plugin.engine.config import load_config
 from pixnerd_plugin.registry import MODELS
 from tests.training import ROOT
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pixnerd_plugin.datasets.text_embeddings import TextEmbeddingStore
 from pixnerd_plugin.models.conditioners import Qwen3TextEncoder
+from pixnerd_plugin.models.conditioners.embedding_store import TextEmbeddingStore
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / 'tests/data/qwen3_tiny'

@@ -67,7 +67,7 @@ def main(args: argparse.Namespace) -> None:
 
 def run_under_fire(args, processes: int, whole: Path, parts: Path, moments: random.Random) -> list[int]:
     """Train, killed ``args.kills`` times; return the iterations at which training began again."""
-    from pixnerd_plugin.logs import read_scalars
+    from pixnerd_plugin.engine.logs import read_scalars
 
     steps = read_scalars(whole)
     pace = sum(entry['time'] for entry in steps.values()) / len(steps)
@@ -159,7 +159,7 @@ def differences(whole: Path, parts: Path, iterations: int) -> str:
     """Name what differs between two runs' last checkpoints and logs; empty if nothing does."""
     import torch
 
-    from pixnerd_plugin.logs import is_measured, read_scalars
+    from pixnerd_plugin.engine.logs import is_measured, read_scalars
 
     last = [torch.load(folder / f'iter_{iterations}.pth', weights_only=True) for folder in (whole, parts)]
     for checkpoint in last:
@@ -195,8 +195,8 @@ def draw(runs: dict[str, tuple[Path, list[int]]], path: Path) -> None:
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
 
-    from pixnerd_plugin.atomic import atomic_path
-    from pixnerd_plugin.logs import read_scalars
+    from pixnerd_plugin.engine.logs import read_scalars
+    from pixnerd_plugin.formats.atomic import atomic_path
 
     figure, axes = plt.subplots(figsize=(7, 3.6), layout='constrained')
     for index, (name, (folder, starts)) in enumerate(runs.items()):

@@ -40,7 +40,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    from pixnerd_plugin.logs import read_scalars
+    from pixnerd_plugin.engine.logs import read_scalars
 
     runs = {}
     for text in args.runs:
@@ -96,7 +96,7 @@ def draw(runs, keys: list[str], by_time: list[str], smooth: int, path: Path) -> 
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
 
-    from pixnerd_plugin.atomic import atomic_path
+    from pixnerd_plugin.formats.atomic import atomic_path
 
     panels = len(keys) + len(by_time)
     columns = min(3, panels)

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from resolution_ways import finer_noise, one_step, paper_sample, paper_step, psnr, steps, upsample
 
 from pixnerd_plugin.datasets import DigitsDataset, ImageFolder
-from pixnerd_plugin.sampling.noise import draw_noise, picture_generators
+from pixnerd_plugin.functional.noise import draw_noise, picture_generators
 
 TIMES = (0.3, 0.5, 0.7, 0.9)
 SCALES = (2, 4, 8)

@@ -7,9 +7,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from resolution_ways import paper_sample, repeat, upsample
 
-from pixnerd_plugin.atomic import atomic_path
+from pixnerd_plugin.formats.atomic import atomic_path
+from pixnerd_plugin.functional.noise import draw_noise, picture_generators
 from pixnerd_plugin.images import to_uint8
-from pixnerd_plugin.sampling.noise import draw_noise, picture_generators
 
 SCALES = (1, 2, 4, 8)
 GAP, TITLE = 4, 18

@@ -3,8 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-from pixnerd_plugin.models.heads.coordinates import pixel_positions
-from pixnerd_plugin.sampling.noise import continuous_noise
+from pixnerd_plugin.functional.noise import continuous_noise
+from pixnerd_plugin.functional.positions import pixel_positions
 
 
 def paper_sample(net, sampler, noise, labels, null, scale: int):
@@ -25,7 +25,9 @@ def one_step(net, base, noise, t: float, labels, picture=None, scale: int = 1):
     positions = pixel_positions(net.patch_size * scale, net.patch_size, 'centers')
     times = torch.full((len(base),), t)
     x = t * base + (1 - t) * noise
-    return pixels + (1 - t) * net(x, times, labels, pixels=pixels, positions=(positions, positions))
+    s, _ = net.encode(x, times, labels)
+    velocity = net.decode(s, pixels, net.grid_of(x), (positions, positions))
+    return pixels + (1 - t) * velocity
 
 
 def paper_step(net, picture, noise, t: float, labels, patches: int):
@@ -33,7 +35,9 @@ def paper_step(net, picture, noise, t: float, labels, patches: int):
     x = t * picture + (1 - t) * noise
     positions = pixel_positions(picture.shape[-1] // patches, net.patch_size, 'corners')
     times = torch.full((len(picture),), t)
-    return x + (1 - t) * net(x, times, labels, token_grid=(patches, patches), positions=(positions, positions))
+    grid = (patches, patches)
+    s, _ = net.encode(x, times, labels, grid)
+    return x + (1 - t) * net.decode(s, x, grid, (positions, positions))
 
 
 def finer_noise(noise, scale: int):

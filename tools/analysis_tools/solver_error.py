@@ -40,7 +40,7 @@ def main(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from pixnerd_plugin.checkpoints import load_backbone, read_checkpoint
-    from pixnerd_plugin.sampling.noise import draw_noise, picture_generators
+    from pixnerd_plugin.functional.noise import draw_noise, picture_generators
 
     if min(args.steps) < 1 or args.reference_steps <= max(args.steps):
         raise ValueError(f'--steps {args.steps} must be at least 1 and below --reference-steps {args.reference_steps}')
@@ -107,7 +107,7 @@ def report(args: argparse.Namespace, errors: dict) -> None:
     matplotlib.use('Agg')
     from matplotlib import pyplot
 
-    from pixnerd_plugin.atomic import atomic_path
+    from pixnerd_plugin.formats.atomic import atomic_path
 
     with atomic_path(args.out / 'errors.json') as temporary:
         temporary.write_text(json.dumps(dict(steps=args.steps, errors=errors), indent=1) + '\n')

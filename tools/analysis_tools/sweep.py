@@ -38,8 +38,8 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    import pixnerd_plugin.training  # noqa: F401 (registers what configs name)
-    from pixnerd_plugin.cli import hide_broken_torchvision, load_config
+    import pixnerd_plugin.engine  # noqa: F401 (registers what configs name)
+    from pixnerd_plugin.engine.config import hide_broken_torchvision, load_config
     from pixnerd_plugin.evaluation import study
 
     hide_broken_torchvision()
@@ -226,7 +226,7 @@ def run_options(config, classifier: Path, iters: int | None) -> dict:
 
 def run_sampling(args, config, classifier, judge, axis: str) -> None:
     """Score each sampler of an axis on the unchanged network, in the first seed."""
-    from pixnerd_plugin.cli import load_config
+    from pixnerd_plugin.engine.config import load_config
     from pixnerd_plugin.evaluation import study
     from pixnerd_plugin.evaluation.generate import load_model, picture_size
     from pixnerd_plugin.registry import MODELS
@@ -380,7 +380,7 @@ def new_figure(rows: int, columns: int):
 
 
 def save_figure(path: Path, pyplot, figure) -> None:
-    from pixnerd_plugin.atomic import atomic_path
+    from pixnerd_plugin.formats.atomic import atomic_path
 
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=100)

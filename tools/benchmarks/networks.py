@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pixnerd_plugin.checkpoints.published import from_published
+from pixnerd_plugin.checkpoints.layouts.published import from_published
 from pixnerd_plugin.registry import MODELS
 
 NUM_CLASSES = 1000
@@ -110,17 +110,27 @@ class Published(nn.Module):
         nn.init.normal_(self.net.final_layer.linear.weight, std=0.2)
         self.patch_size = 16
 
-    def forward(
-        self, x: Tensor, t: Tensor, cond: Tensor, *, feature_layer: int | None = None, **unused: Any
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor, **unused: Any) -> Tensor:
+        return self.net(x, t, cond)
+
+    def encode(
+        self, x: Tensor, t: Tensor, cond: Tensor, *, feature_layer: int | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """As ours for the loss, but the published forward is one piece: for the patch vectors stands the velocity."""
         if feature_layer is None:
-            return self.net(x, t, cond)
+            return self.net(x, t, cond), None
         features: list[Tensor] = []
         block = self.net.blocks[feature_layer - 1]
         hook = block.register_forward_hook(lambda module, inputs, output: features.append(output))
         v = self.net(x, t, cond)
         hook.remove()
         return v, features[0]
+
+    def decode(self, s: Tensor, *unused: Any) -> Tensor:
+        return s
+
+    def grid_of(self, x: Tensor) -> tuple[int, int]:
+        return x.shape[2] // self.patch_size, x.shape[3] // self.patch_size
 
 
 def build(shape: Shape, device: str, reference: str | None = None) -> tuple[nn.Module, Published | None]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pixnerd_plugin.cli import keep_freed_memory
+from pixnerd_plugin.memory import keep_freed_memory
 from pixnerd_plugin.models.losses import FlowMatchREPALoss
 
 from .measure import Peak, in_fresh_process, machine, prepare, print_header, print_row, ratio, summary, take_turns_apart

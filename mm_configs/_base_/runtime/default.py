@@ -1,4 +1,5 @@
 default_scope = 'pixnerd'
+custom_imports = dict(imports=['pixnerd_plugin'])
 
 default_hooks = dict(
     runtime_info=dict(type='ScalarsHook', time_bins=10),
@@ -10,7 +11,7 @@ default_hooks = dict(
     checkpoint=dict(type='AtomicCheckpointHook', interval=10_000, max_keep_ckpts=3, keep_every=100_000),
     sampler_seed=None,  # ResumableSampler never ends, so there are no epochs to seed
 )
-# peak_tflops=312 gives the FLOPs utilisation of a GPU that is not in pixnerd_plugin/flops.py.
+# peak_tflops=312 gives the FLOPs utilisation of a GPU that is not in pixnerd_plugin/models/flops.py.
 log_processor = dict(type='TrainingLogProcessor', by_epoch=False, window_size=100)
 log_level = 'INFO'
 

@@ -11,7 +11,7 @@ class Conditioning(NamedTuple):
     """The transformer's share that does not depend on the picture, for ``R`` pairs of a time and a condition.
 
     Args:
-        time: embedded times ``(R, D)``.
+        e_t: embedded times ``(R, D)``.
         modulations: of each block, ``(R, depth, 6, D)``.
         text: keys and values of the refined text in each block, ``(R, depth, 2, num_heads, N, head_dim)``; None for
             classes.
@@ -19,18 +19,18 @@ class Conditioning(NamedTuple):
     Rows come first, so that a slice has the strides of the whole and a compiled network takes any.
     """
 
-    time: Tensor
+    e_t: Tensor
     modulations: Tensor
     text: Tensor | None
 
     def select(self, rows: slice | Tensor) -> Conditioning:
         """The pairs at ``rows``, in that order; views for a slice."""
-        return Conditioning(self.time[rows], self.modulations[rows], None if self.text is None else self.text[rows])
+        return Conditioning(self.e_t[rows], self.modulations[rows], None if self.text is None else self.text[rows])
 
     def clone(self) -> Conditioning:
         """The same in memory of its own."""
         return Conditioning(
-            self.time.clone(), self.modulations.clone(), None if self.text is None else self.text.clone()
+            self.e_t.clone(), self.modulations.clone(), None if self.text is None else self.text.clone()
         )
 
     @property

@@ -11,13 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
-from ...registry import MODELS, build
-from ..heads.patches import from_patches, to_patches
-from ..layers import operations as own_operations
-from ..layers.attention import AttentionFunction, Text, scaled_dot_product_attention
-from ..layers.block import TransformerBlock
-from ..layers.embeddings import TextEmbedding, TimeEmbedding
-from ..layers.rotary import POSITION_RULES, rotary_table, rotate, token_positions
+from pixnerd_plugin.formats.parts import describe_part
+from pixnerd_plugin.formats.schema import integer, one_of
+from pixnerd_plugin.functional.patches import from_patches, to_patches
+from pixnerd_plugin.functional.positions import POSITION_RULES, token_positions
+from pixnerd_plugin.functional.rotary import rotary_table, rotate
+from pixnerd_plugin.models.layers import operations as own_operations
+from pixnerd_plugin.models.layers.attention import AttentionFunction, Text, scaled_dot_product_attention
+from pixnerd_plugin.models.layers.block import TransformerBlock
+from pixnerd_plugin.models.layers.embeddings import TextEmbedding, TimeEmbedding
+from pixnerd_plugin.registry import MODELS, build
+
 from .conditioning import Conditioning
 
 
@@ -50,6 +54,21 @@ class PixNerdDiT(nn.Module):
     Raises:
         ValueError: if an argument is out of range; the message names it.
     """
+
+    role = 'backbone'
+    stored = dict(
+        dim=integer(1, 2**16),
+        depth=integer(1, 512),
+        num_heads=integer(1, 2**10),
+        patch_size=integer(1, 2**10),
+        in_channels=integer(1, 2**10),
+        mlp_hidden=integer(1, 2**20),
+        position_rule=one_of(*POSITION_RULES),
+        num_classes=integer(1, 2**24),
+        text_dim=integer(1, 2**20),
+        text_length=integer(1, 2**20),
+        text_depth=integer(0, 512),
+    )
 
     # ModuleLists of TransformerBlock, which a type checker cannot say.
     text_blocks: Any
@@ -134,63 +153,53 @@ class PixNerdDiT(nn.Module):
 
     def architecture(self) -> dict[str, Any]:
         """The registry dict that rebuilds this network: plain numbers and strings, as kept in checkpoints."""
-        names = ['dim', 'depth', 'num_heads', 'patch_size', 'in_channels', 'mlp_hidden', 'position_rule']
-        names += ['num_classes'] if self.text_dim is None else ['text_dim', 'text_length', 'text_depth']
+        unused = {'text_dim', 'text_length', 'text_depth'} if self.text_dim is None else {'num_classes'}
+        own = {name: value for name, value in describe_part(self).items() if name not in unused}
         head = self.head.architecture() if hasattr(self.head, 'architecture') else {'type': type(self.head).__name__}
-        return {'type': type(self).__name__, **{name: getattr(self, name) for name in names}, 'head': head}
+        return {**own, 'head': head}
 
-    def forward(
+    def encode(
         self,
         x: Tensor,
         t: Tensor,
         cond: Tensor,
         token_grid: tuple[int, int] | None = None,
         *,
-        pixels: Tensor | None = None,
-        positions: tuple[Tensor, Tensor] | None = None,
         feature_layer: int | None = None,
-        return_tokens: bool = False,
-        field_chunk: int | None = None,
         conditioning: Conditioning | None = None,
-    ) -> Any:
-        """Return the velocity, shaped like the pixels that the head evaluates.
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run the transformer: a noisy picture to patch vectors, all that the head sees of it.
 
         Args:
             x: noisy picture ``(B, C, H, W)``; it sets dtype and device of the computation.
             t: time ``(B,)``, 0 at noise and 1 at the image.
             cond: class ids ``(B,)``, or text embeddings ``(B, N, text_dim)``.
             token_grid: ``(rows, columns)`` of tokens for a picture of another size: the transformer reads the picture
-                resampled to ``rows P x columns P``, the head evaluates every pixel of ``x`` (paper Fig. 4). By default
-                one token for each ``P x P`` pixels.
-            pixels: noisy picture ``(B, C, rows h, columns w)`` for the head, if not ``x``.
-            positions: row positions ``(h,)`` and column positions ``(w,)`` of those pixels in each patch.
+                resampled to ``rows P x columns P`` (paper Fig. 4). By default one token for each ``P x P`` pixels.
             feature_layer: also return the tokens ``(B, L, D)`` after this block, counted from 1.
-            return_tokens: also return the patch vectors ``s (B, L, D)``, all that the head sees of the transformer.
-            field_chunk: most pixels the head evaluates at once.
             conditioning: what :meth:`condition` gave for ``t`` and ``cond``, if it was computed before.
 
         Returns:
-            ``v``, or ``(v, features)``, or ``(v, s)``.
+            The patch vectors ``s (B, L, D)``, and the features, or None where no layer was asked for.
 
         Raises:
-            ValueError: if a shape does not fit; the message names it.
+            ValueError: if a shape, the grid or a class id does not fit; the message names it.
         """
-        grid = self._check(x, cond, token_grid, feature_layer)
+        grid = self.grid_of(x, token_grid)
+        self._check_condition(cond, len(x))
+        if feature_layer is not None and not 1 <= feature_layer <= self.depth:
+            raise ValueError(f'feature_layer={feature_layer} must be from 1 to depth={self.depth}')
         if conditioning is None:
-            time, modulations, texts = self._condition(t, cond, x.dtype)
+            e_t, modulations, texts = self._condition(t, cond, x.dtype)
         else:
-            time, modulations = conditioning.time, list(conditioning.modulations.unbind(1))
+            e_t, modulations = conditioning.e_t, list(conditioning.modulations.unbind(1))
             texts = (
                 [None] * self.depth
                 if conditioning.text is None
                 else [kv.unbind(1) for kv in conditioning.text.unbind(1)]
             )
         tokens = _resample(x, grid, self.patch_size)
-        s, features = self._tokens(tokens, time, modulations, texts, grid, feature_layer)
-        v = self.decode(s, x if pixels is None else pixels, grid, positions, field_chunk)
-        if return_tokens:
-            return v, s
-        return v if feature_layer is None else (v, features)
+        return self._tokens(tokens, e_t, modulations, texts, grid, feature_layer)
 
     def decode(
         self,
@@ -200,44 +209,107 @@ class PixNerdDiT(nn.Module):
         positions: tuple[Tensor, Tensor] | None = None,
         field_chunk: int | None = None,
     ) -> Tensor:
-        """Evaluate the head alone: patch vectors ``s (B, L, D)`` and noisy ``pixels (B, C, H, W)`` to the velocity."""
+        """Run the head: patch vectors and noisy pixels to the velocity of those pixels.
+
+        Args:
+            s: patch vectors ``(B, rows * columns, D)`` of :meth:`encode`.
+            pixels: noisy pixels ``(B, C, rows h, columns w)``; ``h x w`` of them in each patch.
+            token_grid: ``(rows, columns)`` of patches.
+            positions: row positions ``(h,)`` and column positions ``(w,)`` of the pixels in each patch; by default
+                those of the whole patch.
+            field_chunk: most pixels the head evaluates at once.
+
+        Returns:
+            The velocity, shaped like ``pixels``.
+
+        Raises:
+            ValueError: if the pixels are not a whole number of patches.
+        """
+        self.grid_of(pixels, token_grid)
         velocity = self.head(s, to_patches(pixels, token_grid), positions, field_chunk)
         return from_patches(velocity, token_grid)
 
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        cond: Tensor,
+        token_grid: tuple[int, int] | None = None,
+        *,
+        field_chunk: int | None = None,
+        conditioning: Conditioning | None = None,
+    ) -> Tensor:
+        """Return the velocity of ``x``: :meth:`encode`, then :meth:`decode` of its own pixels; arguments as there."""
+        s, _ = self.encode(x, t, cond, token_grid, conditioning=conditioning)
+        return self.decode(s, x, self.grid_of(x, token_grid), field_chunk=field_chunk)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile :meth:`encode` and :meth:`decode` in place, arguments as of ``torch.compile``.
+
+        Everything runs through the two, :meth:`forward` included, and parameter names stay as they are.
+        """
+        self.encode = torch.compile(self.encode, *args, **kwargs)  # type: ignore[method-assign]
+        self.decode = torch.compile(self.decode, *args, **kwargs)  # type: ignore[method-assign]
+
+    def grid_of(self, x: Tensor, token_grid: tuple[int, int] | None = None) -> tuple[int, int]:
+        """Rows and columns of tokens for a picture ``x (B, C, H, W)``: ``token_grid`` if given, else one a patch.
+
+        Raises:
+            ValueError: if the picture or the grid does not fit; the message names it.
+        """
+        if x.ndim != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(f'x must be (B, {self.in_channels}, H, W), got {tuple(x.shape)}')
+        height, width = x.shape[2:]
+        if token_grid is None:
+            if height % self.patch_size or width % self.patch_size:
+                raise ValueError(
+                    f'the picture is {height}x{width}, and its sides must be multiples of patch_size={self.patch_size}'
+                )
+            return height // self.patch_size, width // self.patch_size
+        rows, columns = token_grid
+        if rows < 1 or columns < 1:
+            raise ValueError(f'token_grid={tuple(token_grid)} must be (rows, columns), each at least 1')
+        if height % rows or width % columns:
+            raise ValueError(
+                f'the picture is {height}x{width}, and its sides must be multiples of the token grid {rows}x{columns}'
+            )
+        return rows, columns
+
     @torch.no_grad()
     def condition(self, t: Tensor, cond: Tensor, dtype: torch.dtype) -> Conditioning:
-        """Compute ahead what :meth:`forward` needs of ``R`` pairs of a time and a condition, for many steps at once.
+        """Compute ahead what :meth:`encode` needs of ``R`` pairs of a time and a condition, for many steps at once.
 
         Args:
-            t, cond: as in :meth:`forward`, ``(R,)`` and ``(R, ...)``.
+            t, cond: as in :meth:`encode`, ``(R,)`` and ``(R, ...)``.
             dtype: dtype of the pictures to come.
         """
-        time, modulations, texts = self._condition(t, cond, dtype)
+        self._check_condition(cond, len(t))
+        e_t, modulations, texts = self._condition(t, cond, dtype)
         if self.text_dim is None:
-            return Conditioning(time, torch.stack(modulations, dim=1), None)
+            return Conditioning(e_t, torch.stack(modulations, dim=1), None)
         keys_values = [
             torch.stack(block.attn.text_keys_values(text), dim=1)
             for block, text in zip(self.blocks, texts, strict=True)
         ]
-        return Conditioning(time, torch.stack(modulations, dim=1), torch.stack(keys_values, dim=1))
+        return Conditioning(e_t, torch.stack(modulations, dim=1), torch.stack(keys_values, dim=1))
 
     def _condition(self, t: Tensor, cond: Tensor, dtype: torch.dtype) -> tuple[Tensor, list[Tensor], list[Any]]:
         """Embedded time ``(B, D)``, and for each block its modulation ``(B, 6, D)`` and the refined text or None."""
-        time = self.time_embed(t, dtype)
+        e_t = self.time_embed(t, dtype)
         text = None
         if self.text_dim is None:
-            c = F.silu(time + self.label_embed(cond).to(time.dtype))
+            c = F.silu(e_t + self.label_embed(cond).to(e_t.dtype))
         else:
-            c = F.silu(time)
+            c = F.silu(e_t)
             text = self.text_embed(cond.to(dtype))  # (B, N, D)
             for block in self.text_blocks:
                 text = self._run(block, text, block.modulate(c))
-        return time, [block.modulate(c) for block in self.blocks], [text] * self.depth
+        return e_t, [block.modulate(c) for block in self.blocks], [text] * self.depth
 
     def _tokens(
         self,
         x: Tensor,
-        time: Tensor,
+        e_t: Tensor,
         modulations: Sequence[Tensor],
         texts: Sequence[Text | None],
         grid: tuple[int, int],
@@ -252,44 +324,34 @@ class PixNerdDiT(nn.Module):
             h = self._run(block, h, modulation, partial(rotate, table=rotary), text)
             if index == feature_layer:
                 features = h
-        return F.silu(time.unsqueeze(1) + h), features
+        return F.silu(e_t.unsqueeze(1) + h), features
 
     def _run(self, block: Any, h: Tensor, *args: Any) -> Tensor:
         if self.checkpoint and torch.is_grad_enabled():
             return recompute(block, h, *args, use_reentrant=False)
         return block(h, *args)
 
-    def _check(
-        self, x: Tensor, cond: Tensor, token_grid: tuple[int, int] | None, feature_layer: int | None
-    ) -> tuple[int, int]:
-        if x.ndim != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(f'x must be (B, {self.in_channels}, H, W), got {tuple(x.shape)}')
-        height, width = x.shape[2:]
-        if token_grid is None:
-            if height % self.patch_size or width % self.patch_size:
-                raise ValueError(
-                    f'the picture is {height}x{width}, and its sides must be multiples of patch_size={self.patch_size}'
-                )
-            token_grid = (height // self.patch_size, width // self.patch_size)
-        elif height % token_grid[0] or width % token_grid[1]:
-            raise ValueError(
-                f'the picture is {height}x{width}, and its sides must be multiples of the token grid '
-                f'{token_grid[0]}x{token_grid[1]}'
-            )
-        if self.text_dim is None and cond.shape != x.shape[:1]:
-            raise ValueError(
-                f'cond must be class ids ({len(x)},) for this class-conditional model, got {tuple(cond.shape)}'
-            )
-        if self.text_dim is not None:
-            fits = cond.ndim == 3 and len(cond) == len(x) and cond.shape[2] == self.text_dim
+    def _check_condition(self, cond: Tensor, batch: int) -> None:
+        if self.num_classes is None:
+            fits = cond.ndim == 3 and len(cond) == batch and cond.shape[2] == self.text_dim
             if not fits or cond.shape[1] > self.text_length:
                 raise ValueError(
-                    f'cond must be text embeddings ({len(x)}, at most {self.text_length}, {self.text_dim}), '
+                    f'cond must be text embeddings ({batch}, at most {self.text_length}, {self.text_dim}), '
                     f'got {tuple(cond.shape)}'
                 )
-        if feature_layer is not None and not 1 <= feature_layer <= self.depth:
-            raise ValueError(f'feature_layer={feature_layer} must be from 1 to depth={self.depth}')
-        return token_grid
+            return
+        if cond.shape != (batch,):
+            raise ValueError(
+                f'cond must be class ids ({batch},) for this class-conditional model, got {tuple(cond.shape)}'
+            )
+        # Reading an id from a GPU would wait for it, and a compiler cannot.
+        if cond.device.type == 'cpu' and batch and not torch.compiler.is_compiling():
+            for extreme in (int(cond.min()), int(cond.max())):
+                if not 0 <= extreme <= self.num_classes:
+                    raise ValueError(
+                        f'class {extreme} is out of range: this model has classes 0 to {self.num_classes - 1}, '
+                        f'and {self.num_classes} for none'
+                    )
 
 
 def _resample(x: Tensor, grid: tuple[int, int], patch_size: int) -> Tensor:

@@ -14,6 +14,7 @@ from pixnerd_plugin.models.frozen import FrozenModel, find_pretrained, load_pret
 from pixnerd_plugin.registry import MODELS
 
 from .base import Conditioner
+from .embedding_store import TextEmbeddingStore
 
 EXAMPLE = 'Qwen/Qwen3-1.7B'
 
@@ -120,9 +121,6 @@ class Qwen3TextEncoder(Conditioner):
 
 
 def _open_store(precomputed: str | Path, folder: Path, max_length: int) -> Any:
-    # Here, because the store's module needs mmcv, and the encoder does not.
-    from pixnerd_plugin.datasets.text_embeddings import TextEmbeddingStore
-
     store = TextEmbeddingStore(precomputed)
     if '' not in store:
         raise FileNotFoundError(f'no text embeddings in {precomputed}: write them with tools/precompute_text.py')

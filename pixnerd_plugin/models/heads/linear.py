@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from einops import rearrange
 from torch import Tensor, nn
 
-from ...registry import MODELS
-from ..layers import operations as own_operations
+from pixnerd_plugin.formats.parts import describe_part
+from pixnerd_plugin.formats.schema import Rule
+from pixnerd_plugin.models.layers import operations as own_operations
+from pixnerd_plugin.registry import MODELS
 
 
 @MODELS.register_module()
@@ -18,6 +20,9 @@ class LinearHead(nn.Module):
     It sees neither coordinates nor noisy values, and knows no other number of pixels. Arguments as in
     :class:`~.neural_field.NeuralFieldHead`.
     """
+
+    role = 'head'
+    stored: ClassVar[dict[str, Rule]] = {}
 
     def __init__(
         self, dim: int, patch_size: int, in_channels: int = 3, operations: Any = own_operations, **factory: Any
@@ -34,7 +39,7 @@ class LinearHead(nn.Module):
 
     def architecture(self) -> dict[str, Any]:
         """The arguments that rebuild this head inside a backbone, as a registry dict."""
-        return {'type': type(self).__name__}
+        return describe_part(self)
 
     def forward(
         self,

@@ -9,10 +9,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ...registry import MODELS
-from ..layers import operations as own_operations
-from ..layers.normalize import unit_columns
-from .coordinates import ALIGNMENTS, COORDINATES, coordinate_features, num_features, pixel_positions
+from pixnerd_plugin.formats.parts import describe_part
+from pixnerd_plugin.formats.schema import integer, one_of
+from pixnerd_plugin.functional.coordinates import COORDINATES, coordinate_features, num_features
+from pixnerd_plugin.functional.norms import unit_columns
+from pixnerd_plugin.functional.positions import ALIGNMENTS, pixel_positions
+from pixnerd_plugin.models.layers import operations as own_operations
+from pixnerd_plugin.registry import MODELS
 
 NORMALIZE = ('fc1', 'fc1_fc2', 'fc1_fc2_output')
 
@@ -49,6 +52,17 @@ class NeuralFieldHead(nn.Module):
         operations: namespace of the layers with weights.
         factory: ``dtype`` and ``device`` of the weights.
     """
+
+    role = 'head'
+    stored = dict(
+        width=integer(1, 2**14),
+        depth=integer(1, 512),
+        mlp_ratio=integer(1, 64),
+        coordinates=one_of(*COORDINATES),
+        num_frequencies=integer(1, 1024),
+        normalize=one_of(*NORMALIZE),
+        alignment=one_of(*ALIGNMENTS),
+    )
 
     def __init__(
         self,
@@ -100,8 +114,7 @@ class NeuralFieldHead(nn.Module):
 
     def architecture(self) -> dict[str, Any]:
         """The arguments that rebuild this head inside a backbone, as a registry dict."""
-        names = ('width', 'depth', 'mlp_ratio', 'coordinates', 'num_frequencies', 'normalize', 'alignment')
-        return {'type': type(self).__name__, **{name: getattr(self, name) for name in names}}
+        return describe_part(self)
 
     def positions(self, size: tuple[int, int], device: torch.device | None = None) -> tuple[Tensor, Tensor]:
         """Row and column positions of the pixels of a patch sampled at ``size = (h, w)``."""

@@ -8,14 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NUM_FREQUENCIES = 128
-
-
-def time_features(t: Tensor) -> Tensor:
-    """Return ``[cos(t f_k), sin(t f_k)]``, ``(B, 256)`` float32, of times ``t (B,)``; ``f_k = 10 ** (-k / 128)``."""
-    exponents = torch.arange(NUM_FREQUENCIES, dtype=torch.float32, device=t.device) / NUM_FREQUENCIES
-    angles = torch.outer(t.float(), 10.0**-exponents)
-    return torch.cat((angles.cos(), angles.sin()), dim=-1)
+from pixnerd_plugin.functional.time import NUM_FREQUENCIES, time_features
 
 
 class TimeEmbedding(nn.Module):

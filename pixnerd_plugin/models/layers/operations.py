@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Embedding, Linear
 
-from .normalize import rms_norm
+from pixnerd_plugin.functional.norms import rms_norm
 
 __all__ = ['Embedding', 'Linear', 'RMSNorm']
 

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...sampling.noise import continuous_noise
-from ..heads.coordinates import pixel_positions
+from pixnerd_plugin.functional.noise import continuous_noise
+from pixnerd_plugin.functional.positions import pixel_positions
 
 
 def draw_fine_pixels(images: Tensor, noise: Tensor, patch_size: int) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:

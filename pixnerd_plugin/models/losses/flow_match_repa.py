@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...registry import MODELS, build
-from ...sampling.time_grid import shift_time
+from pixnerd_plugin.functional.time import shift_time
+from pixnerd_plugin.registry import MODELS, build
+
 from .density import draw_fine_pixels
 
 
@@ -93,7 +94,7 @@ class FlowMatchREPALoss(nn.Module):
         picture's values as target.
 
         Args:
-            net: the backbone.
+            net: the backbone; its ``encode`` and ``decode`` are called.
             images: ``(B, C, H, W)`` in [-1, 1].
             cond, null_cond: conditions and null conditions of the batch; ``null_cond`` may have batch size 1.
             noise: standard normal ``(B, C, h, w)`` of base size; drawn when not given, as are the next two.
@@ -104,7 +105,7 @@ class FlowMatchREPALoss(nn.Module):
         Returns:
             ``dict(loss_flow, loss_repa)``; without teacher and ``teacher_features``, ``dict(loss_flow)``.
         """
-        base, pixels, positions = images, None, None
+        base, positions = images, None
         if self.max_density > 1:
             base = F.interpolate(images, scale_factor=1 / self.max_density, mode='area')
         batch, device = len(base), base.device
@@ -119,13 +120,14 @@ class FlowMatchREPALoss(nn.Module):
 
         time = t.view(-1, 1, 1, 1)
         x_t, velocity = time * base + (1 - time) * noise, base - noise
+        pixels = x_t
         if self.max_density > 1:
             target, fine_noise, positions = draw_fine_pixels(images, noise, net.patch_size)
             pixels, velocity = time * target + (1 - time) * fine_noise, target - fine_noise
         aligned = self.align_layer if teacher_features is not None else None
-        out = net(x_t, t, cond, pixels=pixels, positions=positions, feature_layer=aligned)
-        prediction, features = out if aligned else (out, None)
-        prediction, velocity = prediction.float(), velocity.float()
+        s, features = net.encode(x_t, t, cond, feature_layer=aligned)
+        prediction = net.decode(s, pixels, net.grid_of(x_t), positions).float()
+        velocity = velocity.float()
         losses = dict(loss_flow=F.mse_loss(prediction, velocity))
         self.per_picture = dict(t=t.detach(), loss_flow=(prediction.detach() - velocity).square().mean((1, 2, 3)))
         if features is not None and teacher_features is not None:

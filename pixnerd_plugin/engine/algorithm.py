@@ -1,0 +1,128 @@
+"""The mmengine model: wires data preprocessor, conditioner, backbone, loss and sampler, and computes nothing itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from mmengine.model import BaseModel
+from torch import Tensor
+
+from pixnerd_plugin.functional.noise import draw_noise, picture_generators
+from pixnerd_plugin.models.lora import add_lora
+from pixnerd_plugin.registry import MODELS, build
+
+# uint8 pixels to [-1, 1]; the copy to a GPU does not wait for the step before.
+PREPROCESSOR = dict(type='ImgDataPreprocessor', mean=[127.5] * 3, std=[127.5] * 3, non_blocking=True)
+
+
+@MODELS.register_module()
+class PixNerd(BaseModel):
+    """Training and sampling of a PixNerd network under mmengine's Runner.
+
+    Every part may be a dict to build or an object already built.
+
+    Args:
+        backbone: the network, ``(x, t, cond) -> velocity``; the only part the EMA follows.
+        conditioner: turns ``data_samples`` into the network's condition; holds nothing trainable.
+        loss: ``(backbone, images, cond, null_cond=...) -> dict`` of losses; may be left out for sampling.
+        sampler: has ``sample(backbone, noise, cond, null_cond) -> images``; may be left out for training.
+        data_preprocessor: maps the loader's uint8 pictures to [-1, 1] on the model's device by default.
+        lora: train low-rank adapters of the backbone instead of its weights, through PEFT; the arguments of
+            :func:`~pixnerd_plugin.models.lora.add_lora`, such as ``dict(rank=16)``.
+        compile: compile the backbone in place, which keeps the parameter names.
+    """
+
+    def __init__(
+        self,
+        backbone: Any,
+        conditioner: Any,
+        loss: Any = None,
+        sampler: Any = None,
+        data_preprocessor: Any = None,
+        lora: dict[str, Any] | None = None,
+        compile: bool = False,
+    ):
+        super().__init__(data_preprocessor=data_preprocessor or PREPROCESSOR)
+        self.backbone = build(MODELS, backbone)
+        self.conditioner = build(MODELS, conditioner)
+        self.loss = build(MODELS, loss)
+        self.sampler = build(MODELS, sampler)
+        if getattr(self.loss, 'teacher', ...) is None:
+            # The projector of a loss without a teacher gets no gradient, and DDP would wait for it.
+            self.loss.projector.requires_grad_(False)
+        self.resolution: int | None = None
+        self.lora = None if lora is None else add_lora(self.backbone, **lora)
+        if compile:
+            self.backbone.compile()
+
+    def init_weights(self) -> None:
+        """Do nothing: every part initialises itself when built, and a part given built may hold trained weights."""
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.backbone.parameters()).device
+
+    def description(self) -> dict[str, Any]:
+        """What a checkpoint says of the model beside its weights, in plain Python; what is not known is left out.
+
+        ``architecture`` rebuilds the network, ``sampling`` the sampler; ``class_names`` are the conditioner's,
+        ``resolution`` is the height of the pictures trained on, in pixels, and ``lora`` the adapters' rank and alpha.
+        """
+        parts = dict(
+            architecture=self.backbone.architecture() if hasattr(self.backbone, 'architecture') else None,
+            sampling=self.sampler.config() if hasattr(self.sampler, 'config') else None,
+            class_names=getattr(self.conditioner, 'class_names', None),
+            resolution=self.resolution,
+            lora=self.lora,
+        )
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def forward(self, inputs: Tensor, data_samples: Mapping[str, Any] | None = None, mode: str = 'tensor') -> Any:
+        """Run one of the three modes on a preprocessed batch.
+
+        Args:
+            inputs: images in [-1, 1], (B, 3, H, W); in mode 'tensor' the noisy images x_t.
+            data_samples: what the conditioner reads (``label``, ``text``, ...); in mode 'predict' also ``noise`` like
+                ``inputs`` or ``seed`` (B,), in mode 'tensor' ``t`` (B,).
+            mode: 'loss' gives a dict of losses, 'predict' images (B, 3, H, W) not clamped and of the size of
+                ``inputs``, 'tensor' the velocity (B, 3, H, W).
+        """
+        samples = data_samples or {}
+        if mode == 'loss':
+            if self.loss is None:
+                raise ValueError('this model has no loss to train with; set model.loss')
+            cond, null = self._conditions(samples, len(inputs))
+            self.resolution = inputs.shape[2] // getattr(self.loss, 'max_density', 1)
+            return self.loss(self.backbone, inputs, cond, null_cond=null)
+        if mode == 'predict':
+            return self._predict(inputs, samples)
+        if mode == 'tensor':
+            cond, _ = self._conditions(samples, len(inputs))
+            return self.backbone(inputs, samples['t'], cond)
+        raise ValueError(f"mode must be 'loss', 'predict' or 'tensor', got {mode!r}")
+
+    @torch.no_grad()
+    def sample(self, data_samples: Mapping[str, Any], noise: Tensor, **options: Any) -> Tensor:
+        """Sample one image per row of ``noise`` (B, 3, H, W); returns the same shape, not clamped.
+
+        ``options`` go to the sampler: ``generators``, ``callback``, ``token_grid``, ...
+        """
+        if self.sampler is None:
+            raise ValueError('this model has no sampler; set model.sampler')
+        # One null condition, computed once for all pictures.
+        cond, null = self._conditions(data_samples, 1)
+        return self.sampler.sample(self.backbone, noise.to(self.device), cond, null, **options)
+
+    def _conditions(self, data_samples: Mapping[str, Any], nulls: int) -> tuple[Tensor, Tensor]:
+        self.conditioner.to(self.device)
+        return self.conditioner.from_batch(data_samples), self.conditioner.null(nulls)
+
+    def _predict(self, inputs: Tensor, data_samples: Mapping[str, Any]) -> Tensor:
+        if 'noise' in data_samples:
+            return self.sample(data_samples, data_samples['noise'])
+        if 'seed' in data_samples:
+            generators = picture_generators(data_samples['seed'].tolist())
+            return self.sample(data_samples, draw_noise(generators, inputs.shape[1:]), generators=generators)
+        return self.sample(data_samples, torch.randn(inputs.shape))

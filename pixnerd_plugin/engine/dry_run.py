@@ -1,0 +1,109 @@
+"""What a training will cost, from a few steps of it."""
+
+from __future__ import annotations
+
+import resource
+import time
+from typing import Any
+
+import torch
+from mmengine.dist import get_world_size, is_main_process
+from mmengine.model import is_model_wrapper
+from torch import nn
+
+from pixnerd_plugin.models.flops import forward_flops, peak_flops
+
+_STEPS = 4
+_GIB = 2**30
+
+
+def dry_run(runner: Any) -> None:
+    """Take a few training steps and print model, data, memory, FLOPs and schedule; nothing is saved.
+
+    Every process of a distributed run calls it; the main one prints. The rate is that of the steps after the first.
+    """
+    loop = runner.train_loop
+    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    if runner.param_schedulers is not None:
+        runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
+    runner.call_hook('before_run')
+    runner.optim_wrapper.initialize_count_status(runner.model, 0, loop.max_iters)
+    runner.call_hook('before_train')  # the EMA takes its memory here
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+    seconds, loading = [], []
+    started = time.perf_counter()
+    batches = iter(loop.dataloader)
+    for _ in range(_STEPS):
+        batch = next(batches)
+        loaded = time.perf_counter()
+        runner.model.train()
+        outputs = runner.model.train_step(batch, optim_wrapper=runner.optim_wrapper)
+        if not all(value.isfinite() for value in outputs.values()):
+            raise ValueError(f'a loss is not finite: { {name: float(value) for name, value in outputs.items()} }')
+        loading.append(loaded - started)
+        seconds.append(time.perf_counter() - loaded)
+        started = time.perf_counter()
+    if is_main_process():
+        step = sum(seconds[1:]) / len(seconds[1:])
+        wait = sum(loading[1:]) / len(loading[1:])
+        for line in report(runner, model, batch, step, wait):
+            print(line)
+
+
+def report(runner: Any, model: Any, batch: Any, step: float, wait: float) -> list[str]:
+    """The lines of the report, from ``step`` seconds a training step and ``wait`` seconds before it for its data."""
+    loop, wrapper = runner.train_loop, runner.optim_wrapper
+    dataset, batch_size = loop.dataloader.dataset, loop.dataloader.batch_sampler.batch_size
+    ranks, counts = get_world_size(), wrapper._accumulative_counts
+    images = batch_size * ranks
+    flops = forward_flops(model.backbone, model.resolution)
+    total = 3 * flops * images * loop.max_iters
+    rate = images / (step + wait)
+    lines = [
+        f'model     {_parameters(model.backbone)}',
+        f'          of it {type(model.backbone.head).__name__} {_count(model.backbone.head):,}'
+        + (f', projector {_count(model.loss.projector):,}' if hasattr(model.loss, 'projector') else ''),
+        f'data      {len(dataset):,} samples of {type(dataset).__name__}, '
+        f'fingerprint {getattr(dataset, "fingerprint", None)}, '
+        f'{getattr(dataset, "num_damaged", 0)} damaged in the first batches',
+        f'          a batch is {_shape(batch)}',
+        f'memory    {_memory(model, wrapper)}',
+        f'FLOPs     {flops / 1e9:.3g} G forward a picture, {3 * flops * batch_size / 1e12:.3g} T a step and process, '
+        f'{total / 1e18:.3g} E in all',
+        f'schedule  {loop.max_iters:,} iterations, {-(-loop.max_iters // counts):,} optimiser steps of '
+        f'{images * counts} pictures ({ranks} processes x {batch_size} x {counts} accumulated)',
+        f'          {images * loop.max_iters:,} pictures, {images * loop.max_iters / len(dataset):.1f} times the data',
+        f'rate      {rate:.4g} pictures/s here: {step:.3f} s a step and {wait:.3f} s waiting for data',
+        f'          {loop.max_iters * (step + wait) / 86400:.3g} days in all',
+    ]
+    if peak := peak_flops():
+        lines.append(f'          {3 * flops * batch_size / (step + wait) / peak:.1%} of the peak of this GPU')
+    return lines
+
+
+def _parameters(net: nn.Module) -> str:
+    trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
+    return f'{type(net).__name__}, {_count(net):,} parameters, {trained:,} of them trained'
+
+
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _shape(batch: Any) -> str:
+    samples = ', '.join(sorted(batch['data_samples']))
+    return f'inputs {tuple(batch["inputs"].shape)} {batch["inputs"].dtype}, and {samples}'
+
+
+def _memory(model: nn.Module, wrapper: Any) -> str:
+    weights = sum(p.nbytes for p in model.parameters())
+    state = sum(
+        t.nbytes for moments in wrapper.optimizer.state.values() for t in moments.values() if torch.is_tensor(t)
+    )
+    gradients = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    parts = f'weights {weights / _GIB:.2f}, gradients {gradients / _GIB:.2f}, optimiser {state / _GIB:.2f}'
+    if torch.cuda.is_available():
+        return f'{torch.cuda.max_memory_allocated() / _GIB:.2f} GiB of the GPU at the peak: {parts}, EMA, activations'
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return f'{peak / _GIB:.2f} GiB resident at the peak, on the CPU: {parts}, EMA, activations, libraries'

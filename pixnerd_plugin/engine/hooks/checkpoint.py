@@ -1,0 +1,148 @@
+"""Checkpoints that are whole or not there, load with ``weights_only=True``, and do not grow with the run."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from mmengine.dist import is_main_process
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.hooks import CheckpointHook
+from mmengine.logging import HistoryBuffer
+from mmengine.model import is_model_wrapper
+
+from pixnerd_plugin.checkpoints.load import METADATA_KEY
+from pixnerd_plugin.engine.plain import plain
+from pixnerd_plugin.formats.atomic import atomic_path, remove_leftovers
+from pixnerd_plugin.registry import HOOKS
+
+BACKEND = 'pixnerd.atomic'
+
+
+@register_backend(BACKEND)
+class AtomicLocalBackend(LocalBackend):
+    """mmengine's local storage whose writes are atomic."""
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        with atomic_path(filepath) as temporary:
+            temporary.write_bytes(obj)
+
+    def put_text(self, obj: str, filepath: str | Path, encoding: str = 'utf-8') -> None:
+        self.put(obj.encode(encoding), filepath)
+
+
+@HOOKS.register_module()
+class AtomicCheckpointHook(CheckpointHook):
+    """mmengine's ``CheckpointHook``, made to survive a kill at any moment and a full disk.
+
+    The new checkpoint is complete on the disk before ``last_checkpoint`` names it and before an old one is deleted. The
+    message hub is written as plain Python, of which stock mmengine resumes everything but the smoothing of its logs.
+    ``meta['pixnerd']`` is the model's description, for ``load_backbone`` and ``tools/sample.py``.
+
+    Args:
+        interval: iterations (epochs with ``by_epoch``) between checkpoints.
+        max_keep_ckpts: how many of the latest to keep; -1 keeps all.
+        keep_every: also keep those whose iteration is a multiple of this; 0 for none.
+        log_history: how many values of each logged scalar to remember, here and in the checkpoint.
+        kwargs: as for mmengine's ``CheckpointHook``.
+    """
+
+    def __init__(
+        self,
+        interval: int = -1,
+        by_epoch: bool = False,
+        max_keep_ckpts: int = 3,
+        keep_every: int = 0,
+        log_history: int = 1000,
+        **kwargs: Any,
+    ):
+        kwargs.setdefault('backend_args', dict(backend=BACKEND))
+        super().__init__(interval, by_epoch, max_keep_ckpts=max_keep_ckpts, **kwargs)
+        self.keep_every = keep_every
+        self.log_history = log_history
+
+    def before_train(self, runner: Any) -> None:
+        super().before_train(runner)
+        if is_main_process() and os.path.isdir(self.out_dir):
+            remove_leftovers(self.out_dir)
+        # mmengine would warn at every checkpoint that there is no scheduler to save.
+        if runner.param_schedulers is None:
+            self.save_param_scheduler = False
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        self._forget_old_scalars(runner.message_hub)
+        checkpoint['message_hub'] = self._plain_message_hub(runner)
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        if hasattr(model, 'description'):
+            checkpoint['meta'][METADATA_KEY] = model.description()
+        for key in ('meta', 'param_schedulers'):
+            if key in checkpoint:
+                checkpoint[key] = plain(checkpoint[key])
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        hub = checkpoint.get('message_hub', {})
+        for key, (values, counts) in hub.pop('log_history', {}).items():
+            hub['log_scalars'][key] = HistoryBuffer(values, counts, self.log_history)
+            hub['resumed_keys'][key] = True
+
+    def save_now(self, runner: Any) -> None:
+        """Save between two iterations, outside the schedule; the loop calls this when a scheduler asks it to stop."""
+        name = self.filename_tmpl.format(runner.iter)
+        if self.last_ckpt is None or os.path.basename(self.last_ckpt) != name:
+            self._save_checkpoint_with_step(runner, runner.iter, meta=dict(epoch=runner.epoch, iter=runner.iter))
+
+    def _save_checkpoint_with_step(self, runner: Any, step: int, meta: dict[str, Any]) -> None:
+        name = self.filename_tmpl.format(step)
+        path = self.file_backend.join_path(self.out_dir, name)
+        try:
+            runner.save_checkpoint(
+                self.out_dir,
+                name,
+                save_optimizer=self.save_optimizer,
+                save_param_scheduler=self.save_param_scheduler,
+                meta=meta,
+                by_epoch=self.by_epoch,
+                backend_args=self.backend_args,
+            )
+            if is_main_process():
+                self.file_backend.put_text(path, self.file_backend.join_path(runner.work_dir, 'last_checkpoint'))
+        except OSError as error:
+            if self.is_last_train_iter(runner):
+                raise
+            runner.logger.error(f'CHECKPOINT NOT SAVED: {path}: {error}. Training goes on; the last one stays.')
+            return
+        self.last_ckpt = path
+        if is_main_process() and self.max_keep_ckpts > 0:
+            self._delete_old(step)
+
+    def _delete_old(self, newest: int) -> None:
+        pattern = re.compile(re.escape(self.filename_tmpl).replace(r'\{\}', r'(\d+)'))
+        names = self.file_backend.list_dir_or_file(self.out_dir, list_dir=False)
+        steps = sorted(int(match[1]) for name in names if (match := pattern.fullmatch(name)))
+        # Later ones are of another run in the same folder, which this one must not count.
+        for step in [step for step in steps if step <= newest][: -self.max_keep_ckpts]:
+            if not (self.keep_every and step % self.keep_every == 0):
+                self.file_backend.remove(self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(step)))
+
+    def _forget_old_scalars(self, hub: Any) -> None:
+        for key, buffer in hub.log_scalars.items():
+            values, counts = (array[-self.log_history :] for array in buffer.data)
+            hub.log_scalars[key] = HistoryBuffer(values, counts, self.log_history)
+
+    def _plain_message_hub(self, runner: Any) -> dict[str, Any]:
+        state = runner.message_hub.state_dict()
+        info = {}
+        for key, value in state['runtime_info'].items():
+            try:
+                info[key] = plain(value)
+            except TypeError as error:
+                runner.logger.warning(f'message hub entry {key!r} is left out of the checkpoint: {error}')
+        return dict(
+            # HistoryBuffer does not load with weights_only, so stock mmengine must find none here.
+            log_scalars={},
+            log_history={key: tuple(map(plain, buffer.data)) for key, buffer in state['log_scalars'].items()},
+            runtime_info=info,
+            resumed_keys={key: value for key, value in state['resumed_keys'].items() if key in info},
+        )

@@ -1,0 +1,141 @@
+"""Exponential moving average of the network's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from torch import Tensor
+
+from pixnerd_plugin.registry import HOOKS
+
+# mmengine's layout: what ExponentialMovingAverage saves is a wrapped module.
+PREFIX = 'module.'
+
+
+@HOOKS.register_module()
+class EMAHook(Hook):
+    """Keep ``shadow = decay * shadow + (1 - decay) * weights`` in float32, after every optimiser step.
+
+    On a GPU the average is computed on a stream of its own, beside the next forward and backward pass. Only the
+    trainable parameters of one module are followed, so neither a frozen teacher nor the loss's projector costs memory.
+    A checkpoint has mmengine's layout: ``state_dict`` holds the averaged weights, which is what just loading it gives,
+    and ``ema_state_dict`` the raw ones, which training goes on from.
+
+    Args:
+        decay: share of the old average kept at each step; mmengine's ``momentum`` is ``1 - decay``.
+        module: dotted name of the module to follow.
+        interval: optimiser steps between two updates, each with ``decay ** interval``.
+        device: ``'cpu'`` keeps the average out of the GPU's memory (4 bytes a parameter); each update then copies the
+            weights there and waits for it, so take a longer ``interval``. By default where the weights are.
+    """
+
+    priority = 'NORMAL'
+
+    def __init__(self, decay: float = 0.9999, module: str = 'backbone', interval: int = 1, device: str | None = None):
+        if interval < 1:
+            raise ValueError(f'interval must be at least 1, got {interval}')
+        if not 0 <= decay < 1:
+            raise ValueError(f'decay must be at least 0 and below 1, got {decay}')
+        self.decay = decay
+        self.module = module
+        self.interval = interval
+        self.device = device
+        self.steps = 0
+        self.shadow: dict[str, Tensor] = {}
+        self._stream: torch.cuda.Stream | None = None
+
+    def before_run(self, runner: Any) -> None:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        self.parameters = {
+            f'{self.module}.{name}': parameter
+            for name, parameter in model.get_submodule(self.module).named_parameters()
+            if parameter.requires_grad
+        }
+
+    def before_train(self, runner: Any) -> None:
+        if not self.shadow:
+            self.shadow = {
+                name: p.detach().to(self.device or p.device, torch.float32, copy=True)
+                for name, p in self.parameters.items()
+            }
+        if all(average.is_cuda for average in self.shadow.values()):
+            self._stream = torch.cuda.Stream()
+            # The weights may change again only once they have been averaged.
+            runner.optim_wrapper.optimizer.register_step_pre_hook(lambda *_: self._wait())
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        # False within an accumulation; the wrapper has counted this iteration by now.
+        if runner.optim_wrapper.should_update():
+            self.steps += 1
+            if self.steps % self.interval == 0:
+                self.update()
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the average towards the present weights."""
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            shadow = list(self.shadow.values())
+            weights = [
+                p.detach().to(s.device, torch.float32) for p, s in zip(self.parameters.values(), shadow, strict=False)
+            ]
+            torch._foreach_lerp_(shadow, weights, 1 - self.decay**self.interval)
+
+    def _wait(self) -> None:
+        if self._stream is not None:
+            torch.cuda.current_stream().wait_stream(self._stream)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The model has the averaged weights within the block, and exactly its own again after it."""
+        # Outside training there is no average; a loaded checkpoint has it as its weights.
+        if not self.shadow:
+            yield
+            return
+        self._wait()
+        weights = list(self.parameters.values())
+        raw = [p.detach().clone() for p in weights]
+        with torch.no_grad():
+            torch._foreach_copy_(weights, list(self.shadow.values()))
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(weights, raw)
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        self._wait()
+        state = checkpoint['state_dict']
+        raw: dict[str, Tensor] = {'steps': torch.tensor(self.steps)}
+        for name, average in self.shadow.items():
+            raw[PREFIX + name] = state[name]
+            state[name] = average.cpu()
+        checkpoint['ema_state_dict'] = raw
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        # A checkpoint that is not resumed but started from gives its averaged weights, and the average starts there.
+        if not runner._resume:
+            return
+        if 'ema_state_dict' not in checkpoint:
+            runner.logger.warning('The checkpoint has no EMA; the average starts from its weights.')
+            return
+        state, saved = checkpoint['state_dict'], dict(checkpoint['ema_state_dict'])
+        self.steps = int(saved.pop('steps', 0))
+        averaged = {}
+        for name, raw in saved.items():
+            name = name.removeprefix(PREFIX)
+            averaged[name], state[name] = state[name], raw
+        if absent := self.parameters.keys() - averaged.keys():
+            raise ValueError(
+                f'the checkpoint has no average of {sorted(absent)[0]} ({len(absent)} parameters in all): it is of '
+                'another architecture; train from it with load_from instead of resuming'
+            )
+        self.shadow = {
+            name: averaged[name].to(self.device or p.device, torch.float32) for name, p in self.parameters.items()
+        }

@@ -1,0 +1,89 @@
+"""Pictures during training: the same noise and conditions every time, so that only the weights differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dist import master_only
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+
+from pixnerd_plugin.functional.noise import draw_noise, picture_generators
+from pixnerd_plugin.images import image_grid, save_png, to_uint8
+from pixnerd_plugin.registry import HOOKS
+
+from .ema import EMAHook
+
+
+@HOOKS.register_module()
+class SampleGridHook(Hook):
+    """Sample a grid from the EMA weights every ``interval`` iterations and at the end of training.
+
+    Written to ``work_dir/samples/iter_N.png`` and to the visualizer's backends, by rank 0; with ``raw`` also
+    ``iter_N_raw.png``, the same pictures from the weights being trained.
+
+    Args:
+        interval: iterations between grids.
+        conditions: what the conditioner reads, one entry per picture: ``dict(label=[...])`` or ``dict(text=[...])``.
+        size: (height, width) of a picture in pixels, or one number for both.
+        seed: seed of the first picture's noise; the next pictures take the numbers after it.
+        batch_size: pictures sampled at once.
+        columns: pictures in a row of the grid; near a square by default.
+        raw: sample from the raw weights too.
+    """
+
+    priority = 'LOW'
+
+    def __init__(
+        self,
+        interval: int,
+        conditions: Mapping[str, Sequence[Any]],
+        size: int | tuple[int, int],
+        seed: int = 0,
+        batch_size: int = 16,
+        columns: int | None = None,
+        raw: bool = False,
+    ):
+        counts = {len(values) for values in conditions.values()}
+        if len(counts) != 1 or counts == {0}:
+            raise ValueError(f'conditions must be lists of one length, one entry per picture; got lengths {counts}')
+        self.interval = interval
+        self.conditions = conditions
+        self.count = counts.pop()
+        self.size = (size, size) if isinstance(size, int) else tuple(size)
+        self.seed = seed
+        self.batch_size = batch_size
+        self.columns = columns
+        self.raw = raw
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        if self.every_n_train_iters(runner, self.interval) or self.is_last_train_iter(runner):
+            self.draw(runner)
+
+    @master_only
+    def draw(self, runner: Any) -> None:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        ema = next((hook for hook in runner.hooks if isinstance(hook, EMAHook)), None)
+        model.eval()
+        with ema.applied() if ema else nullcontext():
+            self._write(runner, model)
+        if ema and self.raw:
+            self._write(runner, model, '_raw')
+        model.train()
+
+    def _write(self, runner: Any, model: Any, suffix: str = '') -> None:
+        images = torch.cat([self._sample(model, start) for start in range(0, self.count, self.batch_size)])
+        grid = image_grid(to_uint8(images), self.columns)
+        step = runner.iter + 1
+        save_png(Path(runner.work_dir) / 'samples' / f'iter_{step}{suffix}.png', grid)
+        runner.visualizer.add_image(f'samples{suffix}', grid, step)
+
+    def _sample(self, model: Any, start: int) -> torch.Tensor:
+        stop = min(start + self.batch_size, self.count)
+        conditions = {key: values[start:stop] for key, values in self.conditions.items()}
+        generators = picture_generators(range(self.seed + start, self.seed + stop))
+        return model.sample(conditions, draw_noise(generators, (3, *self.size)), generators=generators)

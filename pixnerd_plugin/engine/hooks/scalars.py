@@ -1,0 +1,103 @@
+"""Scalars that stay on the device until they are logged, and logs without gaps or repeats over restarts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from mmengine.dist import get_world_size, is_main_process
+from mmengine.hooks import CheckpointHook, LoggerHook, RuntimeInfoHook
+from mmengine.model import is_model_wrapper
+from torch import Tensor
+
+from pixnerd_plugin.formats.atomic import atomic_path
+from pixnerd_plugin.registry import HOOKS
+
+BY_TIME = 'by_time'
+
+
+@HOOKS.register_module()
+class ScalarsHook(RuntimeInfoHook):
+    """mmengine's ``RuntimeInfoHook``, without a synchronisation for every scalar and step.
+
+    Losses are kept on the device and fetched together, averaged over the ranks, when they are logged or saved. What is
+    in the message hub in between is up to ``LoggerHook.interval`` iterations old.
+
+    Args:
+        time_bins: also log each loss term in so many bins of the time, as ``loss_flow_by_time/0.05`` and so on, named
+            by the middle of the bin; 0 for none. The loss must have ``per_picture``, as `FlowMatchREPALoss`.
+    """
+
+    def __init__(self, time_bins: int = 10):
+        if time_bins < 0:
+            raise ValueError(f'ScalarsHook: time_bins must be at least 0, got {time_bins}')
+        self.time_bins = time_bins
+        self._names: list[str] = []
+        self._terms: list[str] = []
+        self._rows: list[Tensor] = []
+
+    def before_train(self, runner: Any) -> None:
+        super().before_train(runner)
+        intervals = [hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)]
+        saves = [hook.interval for hook in runner.hooks if isinstance(hook, CheckpointHook) and not hook.by_epoch]
+        self._due = [interval for interval in intervals + saves if interval > 0]
+        if runner._resume and is_main_process():
+            forget_scalars_after(runner.work_dir, runner.iter)
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        self._names = list(outputs)
+        row = [torch.stack([value.detach().float().mean() for value in outputs.values()])]
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        per_picture = getattr(getattr(model, 'loss', None), 'per_picture', {})
+        if self.time_bins and 't' in per_picture:
+            self._terms = [name for name in per_picture if name != 't']
+            bins = torch.arange(self.time_bins, device=per_picture['t'].device)
+            members = ((per_picture['t'] * self.time_bins).long().clamp(0, self.time_bins - 1)[:, None] == bins).float()
+            row += [members.sum(0), *(per_picture[name].float() @ members for name in self._terms)]
+        self._rows.append(torch.cat(row))
+        done = runner.iter + 1
+        if any(done % interval == 0 for interval in self._due) or done == runner.max_iters:
+            self.flush(runner)
+
+    def flush(self, runner: Any) -> None:
+        """Bring the scalars of all iterations so far into the message hub; all ranks call it together."""
+        if hasattr(runner.optim_wrapper, 'settle'):
+            runner.optim_wrapper.settle()
+        if not self._rows:
+            return
+        rows = torch.stack(self._rows)
+        self._rows.clear()
+        ranks = get_world_size()
+        if ranks > 1:
+            dist.all_reduce(rows)
+        hub, count = runner.message_hub, len(self._names)
+        for row in rows.tolist():
+            for name, total in zip(self._names, row, strict=False):
+                hub.update_scalar(f'train/{name}', total / ranks)
+            if not self._terms:
+                continue
+            members, *sums = [row[i : i + self.time_bins] for i in range(count, len(row), self.time_bins)]
+            for name, terms in zip(self._terms, sums, strict=True):
+                for index, (total, number) in enumerate(zip(terms, members, strict=True)):
+                    middle = (index + 0.5) / self.time_bins
+                    hub.update_scalar(f'{BY_TIME}/{name}_by_time/{middle:.3g}', total, int(number))
+
+
+def forget_scalars_after(work_dir: str | Path, iteration: int) -> None:
+    """Drop from all logs of a work folder the lines of later iterations, and one cut short, as they will come again."""
+    for log in Path(work_dir).glob('*/vis_data/*.json'):
+        lines = log.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if _step(line) <= iteration]
+        if len(kept) < len(lines):
+            with atomic_path(log) as temporary:
+                temporary.write_text(''.join(kept))
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line)['step']
+    except (ValueError, KeyError, TypeError):
+        return float('inf')

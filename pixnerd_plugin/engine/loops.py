@@ -1,0 +1,173 @@
+"""The training loop: a resumed run goes on at once, and exactly as if it had never stopped."""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import broadcast_object_list, get_rank, get_world_size
+from mmengine.model import is_model_wrapper
+from mmengine.runner import BaseLoop
+
+from pixnerd_plugin.formats.atomic import atomic_path
+from pixnerd_plugin.registry import LOOPS
+
+from .plain import plain
+from .preemption import Preemption
+
+_MAX_WORKER_RESTARTS = 3
+
+
+def seed_everything(*entropy: int) -> None:
+    """Seed Python, numpy and torch (every device) from a mix of numbers; nearby numbers give unrelated streams."""
+    python, numpy, low, high = (int(word) for word in np.random.SeedSequence(entropy).generate_state(4))
+    random.seed(python)
+    np.random.seed(numpy)
+    torch.manual_seed(high << 32 | low)
+
+
+@LOOPS.register_module()
+class ResumableTrainLoop(BaseLoop):
+    """mmengine's ``IterBasedTrainLoop`` made to go on for a month.
+
+    Resuming is exact: the data sampler is told how many samples were seen, instead of reading them all again; and every
+    iteration draws from generators seeded with (seed, rank, iteration), so that time and noise differ on every rank and
+    do not depend on what happened before.
+
+    SIGTERM saves a checkpoint after the step at hand and ends the loop, with ``preempted`` set. Data workers that die,
+    of a lack of memory or because Slurm sends SIGTERM to them too, are started again. When training stops because
+    nothing is finite any more, the last batches are saved for study.
+
+    Args:
+        max_iters: iterations to train for; with gradient accumulation, several make an optimiser step.
+    """
+
+    def __init__(self, runner: Any, dataloader: Any, max_iters: int):
+        super().__init__(runner, dataloader)
+        if max_iters < 1:
+            raise ValueError(f'train_cfg.max_iters must be at least 1, got {max_iters}')
+        self.max_iters = int(max_iters)
+        self.max_epochs = 1
+        self.stop_training = False
+        self.preempted = False
+        # Runner.resume sets these two by their names in mmengine's own loops.
+        self._epoch = 0
+        self._iter = 0
+        self._known_visits = (0, 0)
+        self._recent: deque[tuple[int, Any]] = deque(maxlen=2)
+        runner.visualizer.dataset_meta = getattr(self.dataloader.dataset, 'metainfo', None)
+
+    @property
+    def epoch(self) -> int:
+        return self._epoch
+
+    @property
+    def iter(self) -> int:
+        return self._iter
+
+    def visits_after(self, iteration: int) -> int:
+        """How many samples all ranks together have seen after ``iteration`` iterations."""
+        known, visits = self._known_visits
+        return visits + (iteration - known) * self.dataloader.batch_sampler.batch_size * get_world_size()
+
+    def resume_visits(self, iteration: int, visits: int) -> None:
+        """Go on after ``visits`` samples, whatever the batch and the number of ranks they were seen with."""
+        self._known_visits = (iteration, visits)
+
+    def run(self) -> torch.nn.Module:
+        runner = self.runner
+        runner.call_hook('before_train')
+        runner.call_hook('before_train_epoch')
+        seed = [runner.seed]
+        # With diff_rank_seed, mmengine has added the rank to the seed; all ranks mix theirs into rank 0's instead.
+        broadcast_object_list(seed)
+        self._start_loading()
+        with Preemption() as preemption:
+            while self._iter < self.max_iters and not self.stop_training:
+                # Between optimiser steps only: a gradient that is half accumulated is in no checkpoint.
+                if runner.optim_wrapper.should_update() and preemption.agreed():
+                    self._save_and_stop()
+                    break
+                runner.model.train()
+                batch = self._next()
+                # After the batch: a loader without workers may draw from this process's generators, one with them does
+                # not.
+                seed_everything(seed[0], get_rank(), self._iter)
+                self.run_iter(batch)
+        self.dataloader._iterator = None
+        del self._batches  # ends the workers
+        runner.call_hook('after_train_epoch')
+        runner.call_hook('after_train')
+        return runner.model
+
+    def run_iter(self, batch: Any) -> None:
+        self._recent.append((self._iter, batch))
+        try:
+            self.runner.call_hook('before_train_iter', batch_idx=self._iter, data_batch=batch)
+            outputs = self.runner.model.train_step(batch, optim_wrapper=self.runner.optim_wrapper)
+            self.runner.call_hook('after_train_iter', batch_idx=self._iter, data_batch=batch, outputs=outputs)
+        except FloatingPointError as error:
+            raise FloatingPointError(f'{error}; {self._save_recent_batches()}') from None
+        self._iter += 1
+
+    def _start_loading(self) -> None:
+        """Begin the data where training is."""
+        batches = self.dataloader.batch_sampler
+        if self._iter > 0 and not hasattr(batches.sampler, 'skip'):
+            raise ValueError(
+                f'cannot resume at iteration {self._iter}: {type(batches.sampler).__name__} cannot skip the data '
+                "already seen; set train_dataloader.sampler=dict(type='ResumableSampler', shuffle=True, seed=0)"
+            )
+        if hasattr(batches.sampler, 'skip'):
+            batches.sampler.skip(self.visits_after(self._iter))
+        # With persistent workers the loader would hand out its old iterator again.
+        self.dataloader._iterator = None
+        self._batches = iter(self.dataloader)
+        if self.dataloader.num_workers > 0:
+            # torch raises the death of a worker wherever this process is, in the middle of a step if need be; without
+            # its handler the death is found where data is asked for.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+    def _next(self) -> Any:
+        for restarts in range(_MAX_WORKER_RESTARTS + 1):
+            try:
+                return next(self._batches)
+            except StopIteration:
+                raise ValueError(
+                    f'the data ended at iteration {self._iter} of {self.max_iters}; this loop needs an endless sampler:'
+                    " train_dataloader.sampler=dict(type='ResumableSampler', shuffle=True, seed=0)"
+                ) from None
+            except RuntimeError as error:
+                if not str(error).startswith('DataLoader worker'):
+                    raise
+                self.runner.logger.error(f'DATA WORKER DIED at iteration {self._iter}: {error}')
+                if restarts < _MAX_WORKER_RESTARTS:
+                    self._start_loading()
+        raise ValueError(
+            f'data workers died {_MAX_WORKER_RESTARTS + 1} times in a row at iteration {self._iter}; when memory is '
+            'short, lower train_dataloader.num_workers or batch_size'
+        )
+
+    def _save_and_stop(self) -> None:
+        self.runner.logger.warning(f'Asked to stop (SIGTERM): saving at iteration {self._iter}; --resume goes on.')
+        self.runner.call_hook('flush')
+        self.runner.call_hook('save_now')
+        self.preempted = True
+
+    def _save_recent_batches(self) -> str:
+        """Write the last batches of this rank beside the checkpoints; return what to tell the user."""
+        model = self.runner.model.module if is_model_wrapper(self.runner.model) else self.runner.model
+        per_picture = getattr(model.loss, 'per_picture', {})
+        path = Path(self.runner.work_dir) / f'nonfinite_iter_{self._iter + 1}_rank_{get_rank()}.pth'
+        recent = [dict(iteration=iteration, batch=batch) for iteration, batch in self._recent]
+        with atomic_path(path) as temporary:
+            torch.save(plain(dict(recent=recent, rank=get_rank(), per_picture=per_picture)), temporary)
+        broken = [
+            f'{name} of {count}' for name, terms in per_picture.items() if (count := int((~terms.isfinite()).sum()))
+        ]
+        return f'the last batches are in {path}' + (f', not finite: {", ".join(broken)} pictures' if broken else '')

@@ -1,0 +1,78 @@
+"""Parts that a file describes: checked against what each part declares, and built without the registry's ``build``.
+
+A stranger's file must not reach mmengine's registry, which imports whatever a ``type`` with a dot in it, or a
+``_scope_``, names. Only classes that are registered here already can be built, from arguments that they declare.
+
+A part declares itself by two attributes of its class: ``role``, what it is (``'sampler'``, ``'head'``), and
+``stored``, a :class:`~.schema.Rule` for each argument that a file may hold. A module of the user's own that declares
+neither may be a head, of plain arguments.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from pixnerd_plugin.registry import MODELS
+
+from .schema import Rule, check_table, number, sequence, shown, text
+
+_SIMPLE = (text(100), number(-(2.0**20), 2.0**20), Rule('', lambda value: type(value) is bool or value is None))
+_SCALAR = Rule('a text, a number or a boolean', lambda value: any(rule.accepts(value) for rule in _SIMPLE))
+_LIST = sequence(_SCALAR, 0, 16)
+PLAIN = Rule(f'{_SCALAR.what}, or a short list of them', lambda value: _SCALAR.accepts(value) or _LIST.accepts(value))
+
+
+def describe_part(part: Any) -> dict[str, Any]:
+    """The description of a part for a file: its ``type``, and its attributes of the names in ``stored``."""
+    return {'type': type(part).__name__, **{name: getattr(part, name) for name in part.stored}}
+
+
+def is_known_part(description: Any, role: str) -> bool:
+    """Whether ``description`` names a registered part of this role; its arguments are not looked at."""
+    return type(description) is dict and _find(description.get('type'), role) is not None
+
+
+def check_part(description: Any, role: str) -> None:
+    """Check that a file's description is of a registered part of this role, with arguments that the part declares.
+
+    Raises:
+        ValueError: naming the type or the argument that is not.
+    """
+    part = _find(description.get('type') if type(description) is dict else None, role)
+    if part is None:
+        kind = description.get('type') if type(description) is dict else description
+        raise ValueError(f'{role} {shown(kind)} is none of PixNerd; import the module that registers it first')
+    check_table(role, {name: value for name, value in description.items() if name != 'type'}, _rules(part))
+
+
+def build_part(description: Any, role: str, **more: Any) -> Any:
+    """Build what :func:`check_part` accepts, with ``more`` arguments that are not the file's.
+
+    Raises:
+        ValueError: if the description is refused, or the part refuses its arguments.
+    """
+    check_part(description, role)
+    arguments = {name: value for name, value in description.items() if name != 'type'}
+    return _find(description['type'], role)(**more, **arguments)
+
+
+def _find(name: Any, role: str) -> Any:
+    part = MODELS.module_dict.get(name) if type(name) is str else None
+    if not isinstance(part, type):
+        return None
+    undeclared = 'head' if issubclass(part, nn.Module) and not _is_ours(part) else None
+    return part if getattr(part, 'role', undeclared) == role else None
+
+
+def _rules(part: type) -> Mapping[str, Rule]:
+    if hasattr(part, 'stored'):
+        return part.stored
+    return {name: PLAIN for name in inspect.signature(part).parameters}
+
+
+def _is_ours(part: type) -> bool:
+    return part.__module__.split('.')[0] == __package__.split('.')[0]

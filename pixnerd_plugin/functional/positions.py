@@ -1,0 +1,57 @@
+"""Where things are: tokens on their grid, pixels in their patch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+PUBLISHED_SPAN = 16.0
+"""Range of the token positions in the class-conditional release, whatever the grid."""
+
+POSITION_RULES = ('fixed_span', 'swapped_grid', 'grid')
+ALIGNMENTS = ('corners', 'centers')
+
+
+def evenly_spaced(end: float, num: int, device: torch.device | None = None) -> Tensor:
+    """``torch.linspace(0, end, num)``, which a compiler would make anew for each ``num``."""
+    if not torch.compiler.is_compiling():
+        return torch.linspace(0, end, num, device=device)
+    index = torch.arange(num, device=device)
+    step = end / max(num - 1, 1)
+    # From both ends, as torch does it, so that the last one is ``end`` to the bit.
+    return torch.where(2 * index < num, index * step, end - (num - 1 - index) * step)
+
+
+def token_positions(grid: tuple[int, int], rule: str, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """Return the positions ``x, y``, each ``(rows * columns,)``, of a row-major grid of tokens.
+
+    Args:
+        grid: ``(rows, columns)``.
+        rule: ``'fixed_span'``, both axes from 0 to 16 (published class-conditional weights); ``'swapped_grid'``, x
+            from 0 to rows and y from 0 to columns (published text weights: the release swaps the two, which only grids
+            that are not square feel); ``'grid'``, x to columns and y to rows.
+    """
+    rows, columns = grid
+    if rule == 'fixed_span':
+        x_end, y_end = PUBLISHED_SPAN, PUBLISHED_SPAN
+    elif rule == 'swapped_grid':
+        x_end, y_end = float(rows), float(columns)
+    elif rule == 'grid':
+        x_end, y_end = float(columns), float(rows)
+    else:
+        raise ValueError(f'position_rule={rule!r} is not known; use one of {", ".join(POSITION_RULES)}')
+    y, x = torch.meshgrid(evenly_spaced(y_end, rows, device), evenly_spaced(x_end, columns, device), indexing='ij')
+    return x.flatten(), y.flatten()
+
+
+def pixel_positions(num: int, patch_size: int, alignment: str, device: torch.device | None = None) -> Tensor:
+    """Return the positions ``(num,)`` of ``num`` pixels along one side of a patch of ``patch_size`` base pixels.
+
+    ``'corners'`` (published) spreads them from 0 to 1 whatever their number: a finer picture is stretched, and the gap
+    between neighbouring patches closes. ``'centers'`` keeps every pixel where it is in the picture: fine pixel ``j``
+    sits at ``((j + 1/2) P / num - 1/2) / (P - 1)``. At ``num == patch_size`` the two agree.
+    """
+    if alignment == 'corners':
+        return evenly_spaced(1, num, device)
+    centers = (torch.arange(num, dtype=torch.float32, device=device) + 0.5) * (patch_size / num) - 0.5
+    return centers / max(patch_size - 1, 1)

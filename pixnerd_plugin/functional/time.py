@@ -1,0 +1,26 @@
+"""Time: 0 at noise, 1 at the image. The grid of a sampler, the shift towards noise, and the features of a time."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+NUM_FREQUENCIES = 128
+
+
+def shift_time(t, timeshift: float):
+    """Move times (any number or tensor) towards noise: ``t / (t + (1 - t) timeshift)``."""
+    return t / (t + (1 - t) * timeshift)
+
+
+def time_grid(num_steps: int, timeshift: float = 1.0) -> Tensor:
+    """Return the times ``(num_steps + 1,)``, float64, from 0 (noise) to 1 (image): evenly spaced, then shifted."""
+    index = torch.arange(num_steps + 1, dtype=torch.float64, device='cpu')
+    return shift_time(index / num_steps, timeshift)
+
+
+def time_features(t: Tensor) -> Tensor:
+    """Return ``[cos(t f_k), sin(t f_k)]``, ``(B, 256)`` float32, of times ``t (B,)``; ``f_k = 10 ** (-k / 128)``."""
+    exponents = torch.arange(NUM_FREQUENCIES, dtype=torch.float32, device=t.device) / NUM_FREQUENCIES
+    angles = torch.outer(t.float(), 10.0**-exponents)
+    return torch.cat((angles.cos(), angles.sin()), dim=-1)

@@ -1,0 +1,30 @@
+"""The memory of this process: what the system counts, and how the C library keeps it."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+
+def memory(*fields: str) -> list[float] | None:
+    """MiB that Linux counts for this process under each name (VmRSS, VmHWM, RssAnon, ...); None elsewhere."""
+    status = Path('/proc/self/status')
+    if not status.exists():
+        return None
+    counted = dict(line.split(':', 1) for line in status.read_text().splitlines())
+    return [int(counted[name].split()[0]) / 1024 for name in fields]
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory it frees, where the C library is glibc: the next step needs it again.
+
+    glibc gives blocks of megabytes back to the kernel, which must fill them with zeros each time they are asked for.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, TypeError, AttributeError):
+        return
+    map_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+    # An older glibc refuses the first; the second alone would map every block.
+    if mallopt(map_threshold, 2**30):
+        mallopt(trim_threshold, 2**31 - 1)

@@ -1,0 +1,73 @@
+"""Floating-point operations: of a network's forward pass, and of what a device can do at most."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
+
+# Dense bf16 with float32 accumulation, in TFLOP/s, from the makers' data sheets. The first name that occurs counts.
+PEAK_TFLOPS = {
+    'H200': 989,
+    'H100 PCIe': 756,
+    'H100 NVL': 835,
+    'H100': 989,
+    'A100': 312,
+    'A800': 312,
+    'L40S': 362,
+    'L40': 181,
+    'L4': 121,
+    'A40': 150,
+    'A10G': 70,
+    'A10': 125,
+    'RTX A6000': 155,
+    'RTX 4090': 165,
+    'RTX 3090': 71,
+}
+
+
+def peak_flops(name: str | None = None) -> float:
+    """FLOP/s of a GPU (the present one by default) in bf16 without sparsity; 0 if it is not known."""
+    if name is None:
+        name = torch.cuda.get_device_name() if torch.cuda.is_available() else ''
+    return next((tflops * 1e12 for known, tflops in PEAK_TFLOPS.items() if known in name), 0.0)
+
+
+def forward_flops(net: Any, size: int | tuple[int, int]) -> int:
+    """FLOPs of one forward pass on one picture, a multiplication and an addition counting two.
+
+    Only shapes are computed with: counted on the meta device, where attention counts in full (on a CPU torch's counter
+    leaves its kernel out).
+
+    Args:
+        net: the backbone.
+        size: (height, width) of the picture in pixels, or one number for both.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    x = torch.empty(1, net.in_channels, height, width, device='meta')
+    if net.text_dim is None:
+        cond = torch.empty(1, dtype=torch.long, device='meta')
+    else:
+        cond = torch.empty(1, net.text_length, net.text_dim, device='meta')
+    # Without dtype, so that networks of every dtype are counted alike.
+    state = {f'net.{name}': torch.empty_like(t, device='meta', dtype=None) for name, t in net.state_dict().items()}
+    state = {name: t.float() if t.is_floating_point() else t for name, t in state.items()}
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        functional_call(_Uncompiled(net), state, (x, torch.empty(1, device='meta'), cond))
+    return counter.get_total_flops()
+
+
+class _Uncompiled(nn.Module):
+    """A network called past its ``compile()``, which would compile for the one picture counted."""
+
+    def __init__(self, net: Any):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        kind = type(self.net)
+        s, _ = kind.encode(self.net, x, t, cond)
+        return kind.decode(self.net, s, x, self.net.grid_of(x))

@@ -1,0 +1,255 @@
+"""From a checkpoint file to pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from pixnerd_plugin.checkpoints import read_checkpoint
+from pixnerd_plugin.checkpoints.metadata import default_sampling
+from pixnerd_plugin.formats.parts import build_part
+from pixnerd_plugin.functional.noise import draw_noise, picture_generators
+from pixnerd_plugin.images import to_uint8
+from pixnerd_plugin.models.conditioners import Conditioner, LabelConditioner, Qwen3TextEncoder
+from pixnerd_plugin.sampling import FlowSampler
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
+
+# Sides of the pictures that the published networks were trained on, in patches: 256 pixels for classes, 512 for text.
+_PATCHES_OF_CLASSES, _PATCHES_OF_TEXT = 16, 32
+
+
+class Pipeline:
+    """A network with all it takes to draw: its sampler, its conditioner, and the size it was trained at.
+
+    Attributes:
+        net: the backbone, on ``device``, in evaluation mode.
+        sampler: a :class:`~pixnerd_plugin.sampling.FlowSampler` with the settings of the file.
+        conditioner: labels or prompts to what the network takes; None for a text network without ``text_encoder``.
+        size: (height, width) of the pictures it was trained on, in pixels.
+        class_names: one a class, or None if there are none.
+        path: the file it came from.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        sampler: FlowSampler,
+        conditioner: Conditioner | None,
+        size: tuple[int, int],
+        path: str | Path = 'the network',
+    ):
+        self.net: Any = net
+        self.sampler = sampler
+        self.conditioner = conditioner
+        self.size = size
+        self.path = path
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.net.parameters()).device
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the network draws prompts rather than classes."""
+        return self.net.text_dim is not None
+
+    @property
+    def class_names(self) -> list[str] | None:
+        return getattr(self.conditioner, 'class_names', None)
+
+    def __call__(
+        self,
+        labels: Sequence[int | str] | None = None,
+        prompts: Sequence[str] | None = None,
+        seeds: int | Sequence[int] = 0,
+        size: int | tuple[int, int] | None = None,
+        *,
+        negative_prompt: str = '',
+        batch_size: int = 8,
+        token_grid: tuple[int, int] | None = None,
+        callback: Callable[[Any], None] | None = None,
+        **settings: Any,
+    ) -> list[Image.Image]:
+        """Draw one picture for each label or prompt.
+
+        A picture depends on its own label or prompt and seed alone, up to the rounding of other batch sizes.
+
+        Args:
+            labels: class numbers or names, for a class-conditional network.
+            prompts: texts, for a text-to-image network.
+            seeds: one a picture; a number is the seed of the first, and the next take the numbers after it.
+            size: (height, width) in pixels, or one number for both; by default as trained.
+            negative_prompt: what guidance leads away from, in place of the empty prompt.
+            batch_size: most pictures sampled at once.
+            token_grid: ``(rows, columns)`` of tokens, for pictures of another size than the trained one.
+            callback: called with a :class:`~pixnerd_plugin.sampling.Step` after each step of each batch.
+            settings: in place of the file's: ``num_steps``, ``guidance_scale``, ``guidance_interval``, ``timeshift``,
+                and ``order`` where the solver has one.
+
+        Raises:
+            ValueError: naming what does not fit the network.
+        """
+        from PIL import Image
+
+        what = self._wanted(labels, prompts)
+        seeds = [seeds + index for index in range(len(what))] if isinstance(seeds, int) else list(seeds)
+        if len(seeds) != len(what):
+            raise ValueError(f'{len(what)} pictures are asked for with {len(seeds)} seeds; give one each, or a number')
+        if batch_size < 1:
+            raise ValueError(f'batch_size={batch_size} must be at least 1')
+        sampler = self.sampler.replace(**settings)
+        pictures: list[Image.Image] = []
+        for start in range(0, len(what), batch_size):
+            part = slice(start, start + batch_size)
+            images = self.sample(
+                what[part],
+                seeds[part],
+                size,
+                sampler=sampler,
+                negative_prompt=negative_prompt,
+                token_grid=token_grid,
+                callback=callback,
+            )
+            pictures.extend(map(Image.fromarray, to_uint8(images)))
+        return pictures
+
+    def sample(
+        self,
+        what: Sequence[int | str],
+        seeds: Sequence[int],
+        size: int | tuple[int, int] | None = None,
+        *,
+        sampler: FlowSampler | None = None,
+        negative_prompt: str = '',
+        **options: Any,
+    ) -> Any:
+        """Sample one batch as tensors, for fields, trajectories and previews.
+
+        Args:
+            what: labels or prompts, one a picture.
+            seeds: of each picture's noise.
+            size: as in :meth:`__call__`.
+            sampler: in place of :attr:`sampler`.
+            options: of :meth:`FlowSampler.sample <pixnerd_plugin.sampling.FlowSampler.sample>`: ``record_field``, …
+
+        Returns:
+            Images ``(B, C, H, W)`` in [-1, 1], not clamped, or a tuple as the sampler gives it.
+
+        Raises:
+            ValueError: naming what does not fit the network, or if the network gives NaN or infinity.
+        """
+        conditioner = self._require_conditioner()
+        height, width = self.size if size is None else (size, size) if isinstance(size, int) else size
+        generators = picture_generators(seeds)
+        noise = draw_noise(generators, (self.net.in_channels, height, width)).to(self.device)
+        null = conditioner([negative_prompt]) if negative_prompt else conditioner.null(1)
+        result = (sampler or self.sampler).sample(
+            self.net, noise, conditioner(what), null, generators=generators, **options
+        )
+        image: Tensor = result[0] if isinstance(result, tuple) else result
+        if not image.isfinite().all():
+            raise ValueError(f'{self.path}: the network gave NaN or infinity; try float32 or a lower guidance scale')
+        return result
+
+    def _wanted(self, labels: Sequence[int | str] | None, prompts: Sequence[str] | None) -> list[int | str]:
+        given, other = (prompts, labels) if self.is_text else (labels, prompts)
+        if given is None or other is not None:
+            takes = 'prompts=[...], not labels' if self.is_text else 'labels=[...], not prompts'
+            raise ValueError(f'{self.path} takes {takes}')
+        if isinstance(given, (str, int)):
+            given = [given]
+        return list(given)
+
+    def _require_conditioner(self) -> Conditioner:
+        if self.conditioner is None:
+            raise ValueError(
+                f'{self.path} draws prompts; give text_encoder, the folder of the Qwen3 it was trained with'
+            )
+        return self.conditioner
+
+
+def load_pipeline(
+    path: str | Path,
+    text_encoder: str | Path | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str | None = None,
+    *,
+    weights: str = 'ema',
+    class_names: Sequence[str] | str | Path | None = None,
+) -> Pipeline:
+    """Load a checkpoint with all it takes to draw.
+
+    Args:
+        path: as for :func:`~pixnerd_plugin.load_backbone`.
+        text_encoder: folder of the Qwen3 model in transformers layout, for text-to-image networks.
+        device: where to compute; by default a GPU if there is one.
+        dtype: of the network, ``'float32'`` or ``'bfloat16'``; by default the file's.
+        weights: ``'ema'`` or ``'raw'``, where the file tells which it has.
+        class_names: of a class-conditional network, or a text file of them, one a line; by default the file's.
+
+    Raises:
+        FileNotFoundError: if there is no such file or folder.
+        ValueError: if the file is damaged or no network, or an argument does not fit it; one line.
+    """
+    device = resolve_device(device)
+    checkpoint = read_checkpoint(path, weights)
+    metadata, architecture = checkpoint.metadata, checkpoint.architecture
+    is_text = 'text_dim' in architecture
+    conditioner: Conditioner | None
+    if is_text:
+        conditioner = None if text_encoder is None else _text_encoder(text_encoder, architecture, path)
+    else:
+        if text_encoder is not None:
+            raise ValueError(f'{path} draws classes and takes no text_encoder')
+        conditioner = LabelConditioner(architecture['num_classes'], class_names or metadata.get('class_names'))
+    sampler = build_part(metadata.get('sampling') or default_sampling(architecture), 'sampler')
+    published = (_PATCHES_OF_TEXT if is_text else _PATCHES_OF_CLASSES) * architecture['patch_size']
+    side = metadata.get('resolution') or published
+    net = checkpoint.load().to(device, resolve_dtype(dtype)).eval()
+    return Pipeline(net, sampler, conditioner and conditioner.to(device), (side, side), path)
+
+
+def resolve_device(device: torch.device | str | None = None) -> torch.device:
+    """``device``, by default a GPU if there is one.
+
+    Raises:
+        ValueError: if it is a GPU and there is none, or no device at all.
+    """
+    try:
+        device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    except RuntimeError:
+        raise ValueError(f"device {device!r} is not known; use 'cuda', 'cuda:1', 'mps' or 'cpu'") from None
+    if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f'device {str(device)!r}: this machine has no such usable GPU; leave it out or use cpu')
+    return device
+
+
+def resolve_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """A dtype by its name, ``'bfloat16'``; None is None.
+
+    Raises:
+        ValueError: if networks do not compute in it.
+    """
+    if isinstance(dtype, str):
+        if dtype not in DTYPES:
+            raise ValueError(f'dtype {dtype!r} is not known; use one of {", ".join(DTYPES)}')
+        return DTYPES[dtype]
+    return dtype
+
+
+def _text_encoder(folder: str | Path, architecture: dict[str, Any], path: str | Path) -> Qwen3TextEncoder:
+    encoder = Qwen3TextEncoder(folder, architecture['text_length'])
+    if encoder.dim != architecture['text_dim']:
+        raise ValueError(
+            f'the text encoder {folder} gives embeddings of width {encoder.dim}, and {path} was trained with '
+            f'{architecture["text_dim"]}'
+        )
+    return encoder

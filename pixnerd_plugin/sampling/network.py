@@ -1,0 +1,80 @@
+"""A network with its conditions bound, as solvers and guidance ask for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .compiled import CompiledNetwork
+from .precomputed import PrecomputedConditioning
+from .recorder import Recorder
+
+
+class ConditionedNetwork:
+    """Velocities of the conditional and the unconditional branch at one time, in the dtype of the picture.
+
+    The network computes in its own dtype; both branches are one batch.
+
+    Args:
+        net: a backbone, called ``net(x, t, cond, token_grid=..., field_chunk=...)``.
+        cond: conditions of the batch.
+        null_cond: null conditions, of the batch or of batch size 1; None if nothing is guided.
+        times: when the network will be evaluated, in order, as far as known.
+        token_grid, field_chunk: handed to the network.
+        recorder: is told the patch vectors of every evaluation.
+        compile: compile the network (see :class:`~.compiled.CompiledNetwork`).
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        cond: Tensor,
+        null_cond: Tensor | None,
+        times: Sequence[float] = (),
+        token_grid: tuple[int, int] | None = None,
+        field_chunk: int | None = None,
+        recorder: Recorder | None = None,
+        compile: bool = False,
+    ):
+        self.net: Any = CompiledNetwork(net) if compile else net
+        self.dtype = next((p.dtype for p in net.parameters() if p.is_floating_point()), None)
+        self.cond = cond
+        self.null_and_cond = None if null_cond is None else torch.cat((null_cond.to(cond).expand_as(cond), cond))
+        self.token_grid = token_grid
+        self.field_chunk = field_chunk
+        self.recorder = recorder
+        # A user's own network may have no share that depends on time and condition alone.
+        self.precomputed = (
+            PrecomputedConditioning(net, cond, null_cond, times, self.dtype) if hasattr(net, 'condition') else None
+        )
+
+    @property
+    def has_null(self) -> bool:
+        """Whether there is a null condition to guide away from."""
+        return self.null_and_cond is not None
+
+    def conditional(self, x: Tensor, t: float) -> Tensor:
+        """Velocity of ``x (B, C, H, W)`` under the condition."""
+        return self._velocity(x, t, self.cond, guided=False)
+
+    def both(self, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
+        """Velocities of ``x (B, C, H, W)`` under the null condition and under the condition."""
+        assert self.null_and_cond is not None, 'guidance checks has_null'
+        null, cond = self._velocity(torch.cat((x, x)), t, self.null_and_cond, guided=True).chunk(2)
+        return null, cond
+
+    def _velocity(self, x: Tensor, t: float, cond: Tensor, guided: bool) -> Tensor:
+        times = torch.full((len(x),), t, dtype=torch.float32, device=x.device)
+        known = {} if self.precomputed is None else dict(conditioning=self.precomputed.at(t, guided))
+        pixels = x.to(self.dtype)
+        if self.recorder is None:
+            velocity = self.net(pixels, times, cond, token_grid=self.token_grid, field_chunk=self.field_chunk, **known)
+        else:
+            s, _ = self.net.encode(pixels, times, cond, self.token_grid, **known)
+            grid = self.net.grid_of(pixels, self.token_grid)
+            velocity = self.net.decode(s, pixels, grid, field_chunk=self.field_chunk)
+            self.recorder.record(s, branches=2 if guided else 1)
+        return velocity.to(x.dtype)
