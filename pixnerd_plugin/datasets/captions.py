@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
+
+from pixnerd_plugin.formats.text_file import parse_json
 
 from .base import PictureDataset, log_fault
 from .faults import Tally
 
 CAPTION_SUFFIXES = ('.txt', '.json')
+MAX_CAPTION_BYTES = 2**20
 
 # A data set whose captions are all unreadable should not fill the disk with log lines.
 _MAX_NAMED = 100
@@ -23,22 +25,31 @@ def parse_captions(encoded: bytes, suffix: str, key: str = 'caption') -> list[st
         suffix: '.txt' or '.json'.
 
     Raises:
-        ValueError: not UTF-8, not JSON, no such field, or nothing in it.
+        ValueError: more than `MAX_CAPTION_BYTES`, not UTF-8, not JSON, no such field, or nothing in it.
     """
+    if len(encoded) > MAX_CAPTION_BYTES:
+        raise ValueError(f'more than {MAX_CAPTION_BYTES} bytes of captions')
     text = encoded.decode('utf-8-sig')
     captions: Any
     if suffix == '.txt':
         captions = text.splitlines()
     else:
-        fields = json.loads(text)
+        fields = parse_json(text)
         found = fields.get(key) if isinstance(fields, dict) else None
         captions = [found] if isinstance(found, str) else found
         if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
             raise ValueError(f'no text or list of texts in the JSON field {key!r}')
     captions = [caption.strip() for caption in captions if caption.strip()]
+    # JSON can hold half of a surrogate pair, which no tokenizer takes.
+    if any(not caption.isprintable() and _has_surrogates(caption) for caption in captions):
+        raise ValueError('a caption in it is not valid Unicode')
     if not captions:
         raise ValueError('no caption in it')
     return captions
+
+
+def _has_surrogates(text: str) -> bool:
+    return any('\ud800' <= character <= '\udfff' for character in text)
 
 
 class CaptionedDataset(PictureDataset):
@@ -76,7 +87,7 @@ class CaptionedDataset(PictureDataset):
         """
         try:
             info['captions'] = parse_captions(*read(), self.caption_key)
-        except (OSError, ValueError, RecursionError) as fault:
+        except (OSError, ValueError) as fault:
             info['captions'] = ['']
             if self._uncaptioned.add(info['sample_idx']) and self.num_uncaptioned <= _MAX_NAMED:
                 more = '; further ones are only counted' if self.num_uncaptioned == _MAX_NAMED else ''

@@ -12,7 +12,7 @@ from mmengine.logging import print_log
 from pixnerd_plugin.registry import DATASETS
 
 from .base import PictureDataset, digest
-from .captions import CAPTION_SUFFIXES, CaptionedDataset
+from .captions import CAPTION_SUFFIXES, MAX_CAPTION_BYTES, CaptionedDataset
 
 PICTURE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff')
 
@@ -127,4 +127,4 @@ def _read_caption(path: str | None) -> tuple[bytes, str]:
     if path is None:
         raise ValueError('no .txt or .json beside it')
     with open(path, 'rb') as file:
-        return file.read(), os.path.splitext(path)[1]
+        return file.read(MAX_CAPTION_BYTES + 1), os.path.splitext(path)[1]

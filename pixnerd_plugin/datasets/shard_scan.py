@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-import tarfile
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from .captions import CAPTION_SUFFIXES, parse_captions
+from pixnerd_plugin.formats.text_file import require_file
+
+from .captions import CAPTION_SUFFIXES, MAX_CAPTION_BYTES, parse_captions
 from .image_folder import PICTURE_SUFFIXES
-from .shards import PAIR
+from .shards import MAX_PICTURE_BYTES, PAIR
+from .tar_file import Member, read_members
 
 
 class Problem(NamedTuple):
@@ -34,8 +36,9 @@ def scan_shard(path: str, caption_key: str = 'caption') -> tuple[np.ndarray, lis
     Returns:
         Pairs (N,) of dtype `PAIR` in the order of the shard, and the problems.
     """
+    require_file(path, 'shard')
     problems: list[Problem] = []
-    members: dict[str, dict[str, tarfile.TarInfo]] = {}
+    members: dict[str, dict[str, Member]] = {}
     for member in _regular_members(path, problems):
         folder, name = os.path.split(member.name)
         stem, _, suffix = name.partition('.')
@@ -44,34 +47,36 @@ def scan_shard(path: str, caption_key: str = 'caption') -> tuple[np.ndarray, lis
             continue
         pair = members.setdefault(f'{folder}/{stem}', {})
         if kind in pair:
-            problems.append(Problem('repeated name', member.name))
+            problems.append(Problem('repeated name', _printable(member.name)))
+        elif kind == 'picture' and not 0 < member.size <= MAX_PICTURE_BYTES:
+            problems.append(Problem('broken member', f'{_printable(member.name)}: a picture of {member.size} bytes'))
         else:
             pair[kind] = member
     rows = []
     with open(path, 'rb') as file:
         for key, pair in members.items():
             if 'picture' not in pair:
-                problems.append(Problem('caption without a picture', key))
+                problems.append(Problem('caption without a picture', _printable(key)))
                 continue
             picture = pair['picture']
             caption_kind, caption = 0, picture
             fault = 'no .txt or .json'
             for number, suffix in enumerate(CAPTION_SUFFIXES, start=1):
                 if suffix in pair and caption_kind == 0:
-                    file.seek(pair[suffix].offset_data)
+                    file.seek(pair[suffix].offset)
+                    encoded = file.read(min(pair[suffix].size, MAX_CAPTION_BYTES + 1))
                     try:
-                        parse_captions(file.read(pair[suffix].size), suffix, caption_key)
-                    except (ValueError, RecursionError) as error:
+                        parse_captions(encoded, suffix, caption_key)
+                    except ValueError as error:
                         fault = str(error)
                     else:
                         caption_kind, caption = number, pair[suffix]
             if caption_kind == 0:
                 readable = not any(suffix in pair for suffix in CAPTION_SUFFIXES)
-                problems.append(
-                    Problem('missing caption' if readable else 'unreadable caption', f'{picture.name}: {fault}')
-                )
+                kind = 'missing caption' if readable else 'unreadable caption'
+                problems.append(Problem(kind, f'{_printable(picture.name)}: {fault}'))
             caption_size = caption.size if caption_kind else 0
-            rows.append((0, picture.size, caption_size, caption_kind, picture.offset_data, caption.offset_data))
+            rows.append((0, picture.size, caption_size, caption_kind, picture.offset, caption.offset))
     return np.array(rows, dtype=PAIR), problems
 
 
@@ -81,46 +86,17 @@ def _kind(suffix: str) -> str | None:
     return 'picture' if suffix in PICTURE_SUFFIXES else None
 
 
-def _regular_members(path: str, problems: list[Problem]) -> Iterator[tarfile.TarInfo]:
+def _regular_members(path: str, problems: list[Problem]) -> Iterator[Member]:
     """Yield the whole, regular, safely named members, adding what else there is to `problems`."""
-    end = os.path.getsize(path)
-    expected = 0
-    # ignore_zeros makes tarfile go on behind a broken header, at the next one whose checksum is right. It says nothing
-    # of it: the gap shows.
-    with open(path, 'rb') as file:
-        try:
-            with tarfile.open(fileobj=file, mode='r:', ignore_zeros=True) as tar:
-                while (member := tar.next()) is not None:
-                    tar.members = []  # type: ignore[attr-defined]  # else it keeps them all
-                    next_header = tar.offset
-                    if not _zeros(path, expected, member.offset):
-                        problems.append(Problem('broken member', f'header at byte {expected}'))
-                    expected = next_header
-                    if member.isdir():
-                        continue
-                    if not member.isreg() or member.name.startswith('/') or '..' in member.name.split('/'):
-                        problems.append(
-                            Problem('ignored member', f'{member.name}: a link, or a name outside the shard')
-                        )
-                    elif member.offset_data + member.size > end:
-                        problems.append(Problem('broken member', f'{member.name}: cut short'))
-                    else:
-                        yield member
-        except tarfile.TarError as error:
-            if expected <= end:
-                problems.append(Problem('broken member', f'at byte {expected}: {error}'))
-            return
-    if not _zeros(path, expected, end):
-        problems.append(Problem('broken member', f'header at byte {expected}'))
+    for member in read_members(path):
+        if not member.problem:
+            yield member
+        elif member.problem != 'a folder':
+            is_broken = not member.name or member.problem == 'cut short'
+            where = f'{_printable(member.name)}: {member.problem}' if member.name else member.problem
+            problems.append(Problem('broken member' if is_broken else 'ignored member', where))
 
 
-def _zeros(path: str, start: int, stop: int) -> bool:
-    """Tell whether the bytes in [start, stop) are all zero, as between and after archives they should be."""
-    if start >= stop:
-        return True
-    with open(path, 'rb') as file:
-        file.seek(start)
-        while chunk := file.read(min(stop - file.tell(), 1 << 20)):
-            if chunk.strip(b'\0'):
-                return False
-    return True
+def _printable(name: str) -> str:
+    """A name as a line of a log or a terminal can hold it."""
+    return name if name.isprintable() else ascii(name)

@@ -1,8 +1,11 @@
-"""Tar shards in webdataset layout, read map-style through a memory-mapped index.
+"""Tar shards in webdataset layout, read map-style through an index.
 
 The index is one file: a record of 32 bytes for each pair (`PAIR`), then a JSON footer that describes the shards, then
-the footer's length and a magic number. Records are read through the page cache, which all ranks and workers share, so
-the number of pairs costs neither memory per process nor time at the start.
+the footer's length and a magic number. Records are read from the file as they are asked for, through the page cache,
+which all ranks and workers share, so the number of pairs costs next to no memory per process and no time at the start.
+
+The footer has a checksum of each block of `BLOCK` records, checked whenever one of them is read, and one of all.
+An index of version 0.1 has that one only, which is then checked when it is opened.
 """
 
 from __future__ import annotations
@@ -10,17 +13,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterable
+from pathlib import PureWindowsPath
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from pixnerd_plugin.formats.atomic import atomic_path
+from pixnerd_plugin.formats.schema import Rule, check_table, integer, naming, sequence, text
+from pixnerd_plugin.formats.text_file import parse_table, require_file
 from pixnerd_plugin.registry import DATASETS
 
 from .base import digest
-from .captions import CAPTION_SUFFIXES, CaptionedDataset
+from .captions import CAPTION_SUFFIXES, MAX_CAPTION_BYTES, CaptionedDataset
 from .faults import DamagedPicture
 from .image_folder import checked_folder
 
@@ -38,6 +45,30 @@ PAIR = np.dtype(
 _MAGIC = b'PNSHARD1'
 _TAIL = len(_MAGIC) + 8
 
+BLOCK = 256
+"""Records that share a checksum: 8 KiB, read with each of them."""
+
+# Bounds of a stranger's index. One without checksums of its blocks is read whole: 4 GiB.
+MAX_PICTURE_BYTES, MAX_SHARDS, MAX_PAIRS, MAX_PAIRS_READ = 2**28, 2**20, 2**30, 2**27
+# Beside records, a footer of so many bytes; parsed, it takes 30 times its size.
+_MAX_FOOTER, _FOOTER_SHARE = 2**22, 32
+
+
+def _is_inside(name: Any) -> bool:
+    """Whether a name from an index stays in the shards' folder, whatever the system."""
+    if type(name) is not str or not 0 < len(name) <= 4096 or '\0' in name or name.startswith('/'):
+        return False
+    return not PureWindowsPath(name).anchor and '..' not in name.replace('\\', '/').split('/')
+
+
+_SHARD = dict(
+    name=Rule('a path below the data root', _is_inside), size=integer(0, 2**63 - 1), num_pairs=integer(0, MAX_PAIRS)
+)
+_ROW = Rule('a list of name, size and num_pairs', lambda value: type(value) is list and len(value) == len(_SHARD))
+_FOOTER = dict(
+    shards=sequence(_ROW, 1, MAX_SHARDS), records_sha256=text(64), records_crc32=text(8 * -(-MAX_PAIRS // BLOCK))
+)
+
 
 class Shard(NamedTuple):
     """A shard of the index: path relative to the shards' folder, bytes of the file, pairs in it."""
@@ -47,51 +78,145 @@ class Shard(NamedTuple):
     num_pairs: int
 
 
+class Pair(NamedTuple):
+    """A record of the index; see `PAIR`."""
+
+    shard: int
+    image_size: int
+    caption_size: int
+    caption_kind: int
+    image_offset: int
+    caption_offset: int
+
+
 def write_shard_index(path: str, shards: Iterable[tuple[Shard, np.ndarray]]) -> None:
     """Write an index atomically, from each shard and its pairs (their `shard` field is filled in here)."""
-    written, sha = [], hashlib.sha256()
+    written, sha, checksums, pending = [], hashlib.sha256(), bytearray(), b''
+    size = BLOCK * PAIR.itemsize
     with atomic_path(path) as temporary, open(temporary, 'wb') as file:
         for number, (shard, pairs) in enumerate(shards):
             pairs['shard'] = number
             file.write(pairs.tobytes())
             sha.update(pairs.tobytes())
             written.append(shard)
-        footer = json.dumps(dict(shards=written, records_sha256=sha.hexdigest())).encode()
-        file.write(footer + len(footer).to_bytes(8, 'little') + _MAGIC)
+            pending += pairs.tobytes()
+            whole = len(pending) // size * size
+            for start in range(0, whole, size):
+                checksums += zlib.crc32(pending[start : start + size]).to_bytes(4, 'little')
+            pending = pending[whole:]
+        if pending:
+            checksums += zlib.crc32(pending).to_bytes(4, 'little')
+        footer = dict(shards=written, records_sha256=sha.hexdigest(), records_crc32=checksums.hex())
+        encoded = json.dumps(footer).encode()
+        file.write(encoded + len(encoded).to_bytes(8, 'little') + _MAGIC)
 
 
 class ShardIndex:
-    """An index file, mapped: `pairs` (N,) of dtype `PAIR`, `shards`, and its `fingerprint`. Pickled as its path."""
+    """An index file: ``index[i]`` is a `Pair`, `shards` their files, `fingerprint` its identity. Pickled as its path.
+
+    Raises:
+        FileNotFoundError, ValueError: it is absent, damaged, or names a file outside the shards' folder; ``index[i]``
+            raises ValueError where the record does not fit its checksum or its shard.
+    """
 
     def __init__(self, path: str):
         self.path = path
-        rebuild = 'build it with tools/build_shard_index.py'
-        if not os.path.isfile(path):
-            raise FileNotFoundError(f'there is no shard index {path!r}; {rebuild}')
-        with open(path, 'rb') as file:
+        self._rebuild = 'build it with tools/build_shard_index.py'
+        if not os.path.exists(path):
+            raise FileNotFoundError(f'there is no shard index {path!r}; {self._rebuild}')
+        require_file(path, 'shard index')
+        try:
+            footer = self._read_footer()
+        except ValueError as error:
+            raise ValueError(f'{path!r} is no whole shard index: {error}; {self._rebuild} again') from None
+        self.shards = [Shard(*row) for row in footer['shards']]
+        # Of the same text as before there were checksums of blocks, so that runs go on after the index is built anew.
+        described = dict(shards=self.shards, records_sha256=footer['records_sha256'])
+        self.fingerprint = digest([json.dumps(described)])
+        self._starts = np.cumsum([0, *(shard.num_pairs for shard in self.shards)])
+        self._reader = ShardReader([path])
+
+    def _read_footer(self) -> dict[str, Any]:
+        with open(self.path, 'rb') as file:
             end = file.seek(0, os.SEEK_END)
             file.seek(max(0, end - _TAIL))
             tail = file.read()
-            footer_start = end - _TAIL - int.from_bytes(tail[:8], 'little')
-            if len(tail) != _TAIL or tail[8:] != _MAGIC or footer_start < 0:
-                raise ValueError(f'{path!r} is not a shard index, or is cut short; {rebuild} again')
-            file.seek(footer_start)
-            encoded = file.read(end - _TAIL - footer_start)
+            length = int.from_bytes(tail[:8], 'little')
+            start = end - _TAIL - length
+            if len(tail) != _TAIL or tail[8:] != _MAGIC or start < 0:
+                raise ValueError('its end is not that of one; is it cut short?')
+            limit = _MAX_FOOTER + end // _FOOTER_SHARE
+            if length > limit:
+                raise ValueError(f'its footer claims {length} bytes, more than {limit}')
+            file.seek(start)
+            encoded = file.read(length)
+        footer = parse_table('its footer', _decoded(encoded), _FOOTER, ('shards', 'records_sha256'), limit)
+        for number, row in enumerate(footer['shards']):
+            check_table(f'shard {number}', dict(zip(_SHARD, row, strict=True)), _SHARD)
+        num_pairs = sum(row[2] for row in footer['shards'])
+        if num_pairs == 0 or num_pairs * PAIR.itemsize != start:
+            raise ValueError(f'it should hold {num_pairs} pairs, at least 1, but its length differs')
+        integer(1, MAX_PAIRS).check('its number of pairs', num_pairs)
+        self._checksums = self._read_checksums(footer, num_pairs)
+        return footer
+
+    def _read_checksums(self, footer: dict[str, Any], num_pairs: int) -> np.ndarray | None:
+        if 'records_crc32' in footer:
+            with naming('its records_crc32'):
+                checksums = np.frombuffer(bytes.fromhex(footer['records_crc32']), '<u4')
+            if len(checksums) != -(-num_pairs // BLOCK):
+                raise ValueError(f'it has {len(checksums)} checksums for {num_pairs} pairs')
+            return checksums
+        integer(1, MAX_PAIRS_READ).check('without checksums of its blocks, its number of pairs', num_pairs)
+        sha, left = hashlib.sha256(), num_pairs * PAIR.itemsize
+        with open(self.path, 'rb') as file:
+            while chunk := file.read(min(left, 2**20)):
+                sha.update(chunk)
+                left -= len(chunk)
+        if sha.hexdigest() != footer['records_sha256']:
+            raise ValueError('its records do not fit their checksum')
+        return None
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: int) -> Pair:
+        block, row = divmod(int(index), BLOCK)
+        start, stop = block * BLOCK, min((block + 1) * BLOCK, len(self))
         try:
-            self.shards = [Shard(*fields) for fields in json.loads(encoded)['shards']]
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f'{path!r} is a damaged shard index; {rebuild} again') from None
-        num_pairs = sum(shard.num_pairs for shard in self.shards)
-        if num_pairs == 0 or num_pairs * PAIR.itemsize != footer_start:
+            records = self._reader.read(0, start * PAIR.itemsize, (stop - start) * PAIR.itemsize)
+        except OSError as error:
+            raise ValueError(f'{self.path!r} cannot be read any more ({error}); {self._rebuild} again') from None
+        if self._checksums is not None and zlib.crc32(records) != self._checksums[block]:
             raise ValueError(
-                f'{path!r} should hold {num_pairs} pairs, at least 1, but its length differs; {rebuild} again'
+                f'{self.path!r}: pairs {start} to {stop - 1} do not fit their checksum; {self._rebuild} again'
             )
-        self.fingerprint = digest([encoded.decode()])
-        # A plain array over the map: indexing np.memmap itself is ten times slower.
-        self.pairs = np.asarray(np.memmap(path, PAIR, 'r', shape=(num_pairs,)))
+        pair = Pair(*np.frombuffer(records, PAIR)[row].item())
+        if not self._fits(pair, int(index)):
+            raise ValueError(f'{self.path!r}: pair {index} does not lie in its shard; {self._rebuild} again')
+        return pair
+
+    def _fits(self, pair: Pair, index: int) -> bool:
+        if pair.shard >= len(self.shards) or not self._starts[pair.shard] <= index < self._starts[pair.shard + 1]:
+            return False
+        size = self.shards[pair.shard].size
+        return (
+            0 < pair.image_size <= MAX_PICTURE_BYTES
+            and pair.image_offset + pair.image_size <= size
+            and pair.caption_size <= MAX_CAPTION_BYTES
+            and pair.caption_offset + pair.caption_size <= size
+            and pair.caption_kind <= len(CAPTION_SUFFIXES)
+        )
 
     def __reduce__(self) -> tuple[type[ShardIndex], tuple[str]]:
         return ShardIndex, (self.path,)
+
+
+def _decoded(encoded: bytes) -> str:
+    try:
+        return encoded.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f'byte {error.start} of its footer is not UTF-8') from None
 
 
 class ShardReader:
@@ -114,7 +239,7 @@ class ShardReader:
         self._open.move_to_end(shard)
         encoded = os.pread(self._open[shard], size, offset)
         if len(encoded) != size:
-            raise OSError(f'{self.paths[shard]} ends within a member')
+            raise OSError(f'{self.paths[shard]} ends before byte {offset + size}')
         return encoded
 
     def close(self) -> None:
@@ -161,34 +286,34 @@ class ShardDataset(CaptionedDataset):
         return []
 
     def __len__(self) -> int:
-        return len(self.index.pairs)
+        return len(self.index)
 
     def _get_unserialized_subset(self, indices: Any) -> list[dict[str, Any]]:
         raise NotImplementedError('a ShardDataset has no subsets: build an index of fewer shards')
 
     def describe(self, index: int) -> str:
-        pair = self.index.pairs[index]
-        return f'{self._reader.paths[pair["shard"]]}@{pair["image_offset"]}'
+        return self._where(self.index[index])
 
     def captions(self, index: int) -> list[str]:
         """The captions of a pair, without reading its picture; as in a sample, one empty one if there is none."""
-        return self._with_captions(index, {})['captions']
+        return self._with_captions(index, self.index[index], {})['captions']
 
     def get_data_info(self, idx: int) -> dict[str, Any]:
-        pair = self.index.pairs[idx]
+        pair = self.index[idx]
         try:
-            encoded = self._reader.read(int(pair['shard']), int(pair['image_offset']), int(pair['image_size']))
+            encoded = self._reader.read(pair.shard, pair.image_offset, pair.image_size)
         except OSError as error:
             raise DamagedPicture(str(error)) from error
-        return self._with_captions(idx, dict(img_bytes=encoded))
+        return self._with_captions(idx, pair, dict(img_bytes=encoded))
 
-    def _with_captions(self, index: int, info: dict[str, Any]) -> dict[str, Any]:
-        pair = self.index.pairs[index]
+    def _where(self, pair: Pair) -> str:
+        return f'{self._reader.paths[pair.shard]}@{pair.image_offset}'
 
+    def _with_captions(self, index: int, pair: Pair, info: dict[str, Any]) -> dict[str, Any]:
         def read() -> tuple[bytes, str]:
-            if pair['caption_kind'] == 0:
+            if pair.caption_kind == 0:
                 raise ValueError('no readable .txt or .json in its shard')
-            encoded = self._reader.read(int(pair['shard']), int(pair['caption_offset']), int(pair['caption_size']))
-            return encoded, CAPTION_SUFFIXES[pair['caption_kind'] - 1]
+            encoded = self._reader.read(pair.shard, pair.caption_offset, pair.caption_size)
+            return encoded, CAPTION_SUFFIXES[pair.caption_kind - 1]
 
-        return self.with_captions(dict(info, sample_idx=index, img_path=self.describe(index)), read)
+        return self.with_captions(dict(info, sample_idx=index, img_path=self._where(pair)), read)

@@ -10,17 +10,24 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pixnerd_plugin.formats.atomic import atomic_path
+from pixnerd_plugin.formats.lazy import Tensors, require_finite
+from pixnerd_plugin.formats.safetensors_file import open_safetensors
+from pixnerd_plugin.formats.schema import integer, naming, number, sequence, text
+from pixnerd_plugin.formats.text_file import parse_table, require_file
 from pixnerd_plugin.models.frozen import FrozenModel
 from pixnerd_plugin.registry import MODELS
 
 from .features import FeatureExtractor, Features
 
 METADATA_KEY = 'pixnerd_classifier'
+
+_DESCRIPTION = dict(
+    class_names=sequence(text(1000), 1, 10**5), size=sequence(integer(4, 2**12), 2, 2), accuracy=number(0, 1)
+)
 
 
 class SmallConvNet(nn.Module):
@@ -98,23 +105,38 @@ def read_description(path: str | Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError, ValueError: there is no such file, or it is no classifier.
     """
-    if not Path(path).is_file():
+    return _open(path)[0]
+
+
+def _open(path: str | Path) -> tuple[dict[str, Any], Tensors]:
+    """The description and the tensors, which fit each other; none is read."""
+    path = Path(path).expanduser()
+    if not path.exists():
         raise FileNotFoundError(f'classifier {path} does not exist; train one with tools/train_classifier.py')
-    try:
-        with safe_open(str(path), framework='pt') as file:
-            metadata = file.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f'{path}: not a readable safetensors file ({error}); is it complete?') from None
+    tensors, metadata = open_safetensors(require_file(path, 'classifier'))
     if METADATA_KEY not in metadata:
         raise ValueError(f'{path} is no classifier of tools/train_classifier.py')
-    return json.loads(metadata[METADATA_KEY])
+    with naming(f'{path} is no classifier of tools/train_classifier.py'):
+        description = parse_table('its description', metadata[METADATA_KEY], _DESCRIPTION, ('class_names', 'size'))
+        with torch.device('meta'):
+            expected = SmallConvNet(len(description['class_names'])).state_dict()
+        if differing := sorted(expected.keys() ^ tensors.keys()):
+            raise ValueError(f'it {"lacks" if differing[0] in expected else "has"} a tensor {differing[0][:60]!r}')
+        for name, tensor in expected.items():
+            found = tensors[name]
+            if (found.dtype, found.shape) != (tensor.dtype, tuple(tensor.shape)):
+                raise ValueError(
+                    f'{name} is {found.shape} of {found.dtype}, and {len(description["class_names"])} classes need '
+                    f'{tuple(tensor.shape)} of {tensor.dtype}'
+                )
+    return description, tensors
 
 
-def _load(path: str | Path, num_classes: int) -> SmallConvNet:
-    from safetensors.torch import load_file
-
-    net = SmallConvNet(num_classes)
-    net.load_state_dict(load_file(path))
+def _load(path: str | Path) -> SmallConvNet:
+    description, tensors = _open(path)
+    net = SmallConvNet(len(description['class_names']))
+    with naming(path):
+        net.load_state_dict({name: require_finite(name, tensor.read()) for name, tensor in tensors.items()})
     return net
 
 
@@ -131,7 +153,7 @@ class ClassifierFeatures(FeatureExtractor):
     def __init__(self, weights: str | Path):
         self.description = read_description(weights)
         self.num_classes = len(self.description['class_names'])
-        self.network = FrozenModel(partial(_load, weights, self.num_classes))
+        self.network = FrozenModel(partial(_load, weights))
         self.dim = SmallConvNet(self.num_classes).dim
 
     def __call__(self, images: Tensor) -> Features:
@@ -157,7 +179,8 @@ class ClassifierTeacher:
 
     def __init__(self, weights: str | Path, patch_size: int = 8):
         self.patch_size = patch_size
-        self.encoder = FrozenModel(partial(_load, weights, len(read_description(weights)['class_names'])))
+        read_description(weights)
+        self.encoder = FrozenModel(partial(_load, weights))
 
     def __call__(self, images: Tensor) -> Tensor:
         """Images ``(B, 3, H, W)`` in [-1, 1] to tokens ``(B, H/patch_size · W/patch_size, D)``, row-major."""

@@ -13,11 +13,12 @@ from torch import Tensor
 
 
 class LazyTensor(NamedTuple):
-    """A tensor that :attr:`read` makes anew at every call; nothing is kept."""
+    """A tensor that :attr:`read` makes anew at every call; nothing is kept. :attr:`span` is where it lies in a file."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
+    span: Span | None = None
 
     @classmethod
     def of(cls, tensor: Tensor) -> LazyTensor:
@@ -67,7 +68,7 @@ class Span(NamedTuple):
         return buffer.view(dtype).reshape(shape)
 
     def tensor(self, dtype: torch.dtype, shape: tuple[int, ...]) -> LazyTensor:
-        return LazyTensor(dtype, shape, lambda: self.read(dtype, shape))
+        return LazyTensor(dtype, shape, lambda: self.read(dtype, shape), self)
 
 
 def require_finite(name: str, tensor: Tensor) -> Tensor:

@@ -141,6 +141,9 @@ class FieldTrajectory:
         batch = self.noise.shape[0]
         if not 0 <= index < batch:
             raise ValueError(f'picture {index} is not among the {batch} of this trajectory, counted from 0')
+        if batch == 1:
+            # The patch vectors may be more than memory holds.
+            return self
         part = slice(index, index + 1)
         tokens = [s[:, part] for s in self.tokens]
         return FieldTrajectory(self.head, self.sampler, self.noise[part], self.token_grid, tokens, self.dtype)

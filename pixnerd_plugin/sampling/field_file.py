@@ -7,36 +7,76 @@ object: ``head`` and ``sampler`` (a part's ``type`` and arguments), ``token_grid
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pixnerd_plugin.formats.atomic import atomic_path
+from pixnerd_plugin.formats.lazy import LazyTensor, Tensors
 from pixnerd_plugin.formats.parts import build_part
-from pixnerd_plugin.formats.schema import check_table, integer, sequence
+from pixnerd_plugin.formats.safetensors_file import open_safetensors, write_safetensors
+from pixnerd_plugin.formats.schema import Rule, integer, naming, sequence
+from pixnerd_plugin.formats.text_file import parse_table, require_file
 
 METADATA_KEY = 'pixnerd_field'
 
-_RULES = dict(token_grid=sequence(integer(1, 2**16), 2, 2), dim=integer(1, 2**16), patch_size=integer(1, 2**10))
+# Patch vectors of so many bytes are held in memory; more stay in the file, and are read anew for each chunk of pixels.
+HELD_BYTES = 2**30
+
+# Numbers: a batch of 20 pictures of 2048x2048, and the patch vectors of as many of XXL/16 with guidance.
+MAX_NOISE, MAX_TOKENS = 2**28, 2**30
+
+_ANY = Rule('a part', lambda value: True)  # build_part checks it
+_RULES = dict(
+    head=_ANY,
+    sampler=_ANY,
+    token_grid=sequence(integer(1, 2**16), 2, 2),
+    dim=integer(1, 2**16),
+    patch_size=integer(1, 2**10),
+)
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class StoredTokens(Sequence[Tensor]):
+    """The patch vectors of each evaluation, ``(branches, B, L, D)``, read from their file each time they are asked for.
+
+    Raises:
+        ValueError: on reading, if the file has been cut short or replaced meanwhile, or a vector is not finite.
+    """
+
+    def __init__(self, path: Path, stored: list[LazyTensor]):
+        self.path = path
+        self.stored = stored
+        self.identity = _identity(path)
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if _identity(self.path) != self.identity:
+            raise ValueError(f'{self.path} has changed since it was opened; load it again')
+        return _read_finite(f'{self.path}: its patch vectors of evaluation {index}', self.stored[index])
 
 
 def write_field(path: str | Path, field: Any) -> None:
     """Write a trajectory, head included; whole or not at all."""
-    tensors = {f'tokens.{i:05d}': s.contiguous() for i, s in enumerate(field.tokens)}
-    tensors |= {f'head.{name}': tensor.contiguous() for name, tensor in field.head.state_dict().items()}
+    tensors = {'noise': _stored(field.noise)}
+    tensors |= {f'head.{name}': _stored(tensor) for name, tensor in field.head.state_dict().items()}
+    # Asked for one by one, since those of a loaded field may be too many for the memory.
+    shapes = [(s.dtype, tuple(s.shape)) for s in field.tokens]
+    tensors |= {_name(i): LazyTensor(*shape, _token(field, i)) for i, shape in enumerate(shapes)}
     description = dict(
         head=field.head.architecture(),
         sampler=field.sampler.config(),
         token_grid=field.token_grid,
-        dim=field.tokens[0].shape[-1],
+        dim=shapes[0][1][-1],
         patch_size=field.head.patch_size,
     )
-    with atomic_path(path) as temporary:
-        save_file(dict(tensors, noise=field.noise.contiguous()), temporary, {METADATA_KEY: json.dumps(description)})
+    write_safetensors(Path(path), tensors, {METADATA_KEY: json.dumps(description)})
 
 
 def read_field(path: str | Path) -> dict[str, Any]:
@@ -46,45 +86,53 @@ def read_field(path: str | Path) -> dict[str, Any]:
         FileNotFoundError: if there is no such file.
         ValueError: if it is not a field trajectory, or damaged, or asks for anything but our own registered parts.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f'{path}: no such field trajectory')
-    try:
-        with safe_open(str(path), framework='pt') as file:
-            description = json.loads((file.metadata() or {}).get(METADATA_KEY, 'null'))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f'{path}: not a readable safetensors file ({error}); is it complete?') from None
-    if description is None:
+    path = require_file(path, 'field trajectory')
+    tensors, metadata = open_safetensors(path)
+    if METADATA_KEY not in metadata:
         raise ValueError(f'{path}: not a field trajectory; one is written by sampling with record_field=True')
-    try:
-        return _checked(description, tensors)
-    except ValueError as error:
-        raise ValueError(f'{path}: a damaged field trajectory: {error}; sample and save it again') from None
-
-
-def _checked(description: Any, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    parts = {name: description.pop(name, None) for name in ('head', 'sampler')} if type(description) is dict else {}
-    check_table('its description', description, _RULES)
-    if absent := [name for name in _RULES if name not in description]:
-        raise ValueError(f'its description has no {absent[0]}')
-    grid = (description['token_grid'][0], description['token_grid'][1])
-    noise = tensors.get('noise')
-    if noise is None or noise.ndim != 4 or not noise.is_floating_point() or not noise.numel():
-        raise ValueError('its noise is not (B, C, H, W)')
-    if not noise.isfinite().all():
-        raise ValueError('its noise holds NaN or infinite values')
-    sampler = build_part(parts['sampler'], 'sampler')
-    if not sampler.deterministic:
-        raise ValueError('its sampler draws noise at every step, and no field can be recorded with it')
-    tokens = [tensors[name] for name in sorted(tensors) if name.startswith('tokens.')]
-    _check_tokens(tokens, sampler, (len(noise), grid[0] * grid[1], description['dim']))
-    shape = dict(dim=description['dim'], patch_size=description['patch_size'], in_channels=noise.shape[1])
-    head = _head(parts['head'], shape, tensors)
+    with naming(f'{path}: a damaged field trajectory, to be sampled and saved again'):
+        description = parse_table('its description', metadata[METADATA_KEY], _RULES, _RULES)
+        head, sampler = _check(description, tensors)
+    noise = _read_finite(f'{path}: its noise', tensors['noise'])
+    weights = {name: _read_finite(f'{path}: head.{name}', tensors[f'head.{name}']) for name in head.state_dict()}
+    head.load_state_dict(weights, assign=True)
+    stored = [tensors[name] for name in sorted(tensors) if name.startswith('tokens.')]
+    tokens: Sequence[Tensor] = StoredTokens(path, stored)
+    if sum(s.nbytes for s in stored) <= HELD_BYTES:
+        tokens = list(tokens)
+    grid = tuple(description['token_grid'])
     return dict(head=head, sampler=sampler, noise=noise, token_grid=grid, tokens=tokens)
 
 
-def _check_tokens(tokens: list[Tensor], sampler: Any, shape: tuple[int, int, Any]) -> None:
+def _check(description: dict[str, Any], tensors: Tensors) -> tuple[nn.Module, Any]:
+    """The head, without its weights, and the sampler, once every tensor is known to fit them; none is read."""
+    if 'noise' not in tensors:
+        raise ValueError('it has no noise')
+    batch, channels = _check_noise(tensors['noise'], description['token_grid'])
+    sampler = build_part(description['sampler'], 'sampler')
+    if not sampler.deterministic:
+        raise ValueError('its sampler draws noise at every step, and no field can be recorded with it')
+    rows, columns = description['token_grid']
+    tokens = {name: tensor for name, tensor in tensors.items() if name.startswith('tokens.')}
+    _check_tokens(tokens, sampler, (batch, rows * columns, description['dim']))
+    shape = dict(dim=description['dim'], patch_size=description['patch_size'], in_channels=channels)
+    head = _build_head(description['head'], shape)
+    _check_weights(head, {name: tensor for name, tensor in tensors.items() if name.startswith('head.')})
+    if foreign := [name for name in tensors if name != 'noise' and not name.startswith(('tokens.', 'head.'))]:
+        raise ValueError(f'it has a tensor {foreign[0][:60]!r}, which no field has')
+    return head, sampler
+
+
+def _check_noise(noise: LazyTensor, grid: list[int]) -> tuple[int, int]:
+    shape = noise.shape
+    if noise.dtype not in _FLOATS or len(shape) != 4 or not 0 < noise.numel <= MAX_NOISE:
+        raise ValueError(f'its noise is {shape} of {noise.dtype}, not (B, C, H, W) of floats, at most {MAX_NOISE}')
+    if shape[2] % grid[0] or shape[3] % grid[1]:
+        raise ValueError(f'its noise is {shape[2]}x{shape[3]}, which is no multiple of its token_grid {tuple(grid)}')
+    return shape[0], shape[1]
+
+
+def _check_tokens(tokens: Tensors, sampler: Any, shape: tuple[int, int, int]) -> None:
     evaluations = 0
 
     def velocity(x: Tensor, t: float) -> Tensor:
@@ -93,19 +141,61 @@ def _check_tokens(tokens: list[Tensor], sampler: Any, shape: tuple[int, int, Any
         return x
 
     sampler.integrate(velocity, torch.zeros(1))
-    if len(tokens) != evaluations:
+    if sorted(tokens) != [_name(i) for i in range(evaluations)]:
         raise ValueError(f'it has the patch vectors of {len(tokens)} evaluations, and its sampler makes {evaluations}')
-    for s in tokens:
-        if s.ndim != 4 or s.shape[0] not in (1, 2) or s.shape[1:] != shape or not s.is_floating_point():
-            raise ValueError(f'its patch vectors are {tuple(s.shape)}, not (1 or 2, {", ".join(map(str, shape))})')
+    for s in tokens.values():
+        if len(s.shape) != 4 or s.shape[0] not in (1, 2) or s.shape[1:] != shape or s.dtype not in _FLOATS:
+            wanted = ', '.join(map(str, shape))
+            raise ValueError(f'its patch vectors are {s.shape} of {s.dtype}, not (1 or 2, {wanted}) of floats')
+        if s.numel > MAX_TOKENS:
+            raise ValueError(f'its patch vectors are {s.shape}, more than {MAX_TOKENS} numbers an evaluation')
 
 
-def _head(description: Any, shape: dict[str, int], tensors: dict[str, Tensor]) -> nn.Module:
-    weights = {name.removeprefix('head.'): tensor for name, tensor in tensors.items() if name.startswith('head.')}
+def _build_head(description: Any, shape: dict[str, int]) -> nn.Module:
     try:
         with torch.device('meta'):
             head: nn.Module = build_part(description, 'head', **shape)
-        head.load_state_dict(weights, assign=True)
     except (TypeError, RuntimeError) as error:
-        raise ValueError(f'its head does not fit its weights ({str(error).splitlines()[-1].strip()[:200]})') from None
+        raise ValueError(f'its head cannot be built ({str(error).splitlines()[-1].strip()[:200]})') from None
+    if not hasattr(head, 'alignment'):
+        raise ValueError(f'its head is a {type(head).__name__}, and only a neural field can be decoded anywhere')
     return head
+
+
+def _check_weights(head: nn.Module, weights: Tensors) -> None:
+    expected = {f'head.{name}': tuple(tensor.shape) for name, tensor in head.state_dict().items()}
+    if absent := sorted(expected.keys() - weights.keys()):
+        raise ValueError(f'it has no tensor {absent[0]}, which its head needs')
+    if foreign := sorted(weights.keys() - expected.keys()):
+        raise ValueError(f'it has a tensor {foreign[0][:60]!r}, which its head has not')
+    for name, shape in expected.items():
+        if weights[name].shape != shape:
+            raise ValueError(f'{name} is {weights[name].shape}, and its head does not fit: it has {shape}')
+    dtypes = {tensor.dtype for tensor in weights.values()}
+    if len(dtypes) != 1 or not dtypes <= set(_FLOATS):
+        raise ValueError(f'its head is of {", ".join(sorted(map(str, dtypes)))}, not of one floating-point type')
+
+
+def _read_finite(name: str, tensor: LazyTensor) -> Tensor:
+    value = tensor.read()
+    # The extremes are NaN where anything is, and take no memory, which isfinite() does.
+    if value.numel() and not all(extreme.isfinite() for extreme in value.aminmax()):
+        raise ValueError(f'{name} holds NaN or infinite values')
+    return value
+
+
+def _name(evaluation: int) -> str:
+    return f'tokens.{evaluation:05d}'
+
+
+def _token(field: Any, index: int) -> Callable[[], Tensor]:
+    return lambda: field.tokens[index].cpu()
+
+
+def _stored(tensor: Tensor) -> LazyTensor:
+    return LazyTensor(tensor.dtype, tuple(tensor.shape), lambda: tensor.cpu())
+
+
+def _identity(path: Path) -> tuple[int, int, int]:
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns

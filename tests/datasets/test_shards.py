@@ -243,14 +243,14 @@ def test_the_reader_keeps_few_files_open_and_none_when_pickled(tmp_path):
         assert reader.read(i, 1, 2) == bytes([i]) * 2
         assert len(reader._open) <= 2
     assert pickle.loads(pickle.dumps(reader)).read(3, 0, 1) == b'\3'
-    with pytest.raises(OSError, match='ends within a member'):
+    with pytest.raises(OSError, match='ends before byte 5'):
         reader.read(0, 2, 3)
 
 
 def test_the_dataset_is_pickled_without_its_pairs(shards, tmp_path):
     dataset = shard_dataset(shards, index_of(shards, tmp_path / 'index'))
     copy = pickle.loads(pickle.dumps(dataset.index))
-    assert np.array_equal(copy.pairs, dataset.index.pairs)
+    assert np.array_equal([copy[i] for i in range(len(copy))], [dataset.index[i] for i in range(len(copy))])
     assert copy.fingerprint == dataset.index.fingerprint
     assert len(pickle.dumps(dataset.index)) < 1000
 

@@ -9,16 +9,38 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from pixnerd_plugin.formats.atomic import atomic_path
+from pixnerd_plugin.formats.lazy import Span, Tensors
+from pixnerd_plugin.formats.safetensors_file import open_safetensors
+from pixnerd_plugin.formats.schema import check_table, integer, naming, text
+from pixnerd_plugin.formats.text_file import require_file
 
 KEY_BYTES = 16
+
+# Bounds of a stranger's shard: 64 MiB of keys, 128 MiB an embedding. The published model's take 512 KiB.
+MAX_CAPTIONS, MAX_LENGTH, MAX_WIDTH = 2**22, 2**12, 2**13
+
+_SETTINGS = dict(format=text(100), model=text(1000), max_length=text(10), dtype=text(20))
+_DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
+
+
+class _Rows(NamedTuple):
+    """The embeddings of a shard, in their file."""
+
+    span: Span
+    dtype: torch.dtype
+    shape: tuple[int, int, int]
+
+    def read(self, row: int) -> Tensor:
+        size = self.span.size // self.shape[0]
+        return Span(self.span.path, self.span.offset + row * size, size).read(self.dtype, self.shape[1:])
 
 
 def caption_key(caption: str) -> bytes:
@@ -42,7 +64,8 @@ class TextEmbeddingStore:
         self.folder = Path(folder).expanduser()
         self.shards = sorted(self.folder.glob('[!.]*.safetensors'))
         self.settings: dict[str, str] | None = None
-        keys = [self._read_keys(shard) for shard in self.shards]
+        self._rows: list[_Rows] = []
+        keys = [self._open(shard) for shard in self.shards]
         self._keys = np.concatenate([*keys, np.empty(0, f'S{KEY_BYTES}')])
         self._starts = np.cumsum([0, *map(len, keys)])
         self._order = np.argsort(self._keys)
@@ -54,14 +77,20 @@ class TextEmbeddingStore:
         return self._find(caption) is not None
 
     def __getitem__(self, caption: str) -> Tensor:
-        """The embedding of ``caption``, shape (max_length, dim)."""
+        """The embedding of ``caption``, shape (max_length, dim).
+
+        Raises:
+            ValueError: There is none, it is not finite, or its shard has been cut short meanwhile.
+        """
         index = self._find(caption)
         if index is None:
             raise ValueError(f'{self.folder} has no embedding of {caption!r}: run tools/precompute_text.py again')
         shard = int(np.searchsorted(self._starts, index, side='right')) - 1
         row = index - int(self._starts[shard])
-        with safe_open(self.shards[shard], 'pt') as file:
-            return file.get_slice('embeds')[row : row + 1][0]
+        embedding = self._rows[shard].read(row)
+        if not embedding.isfinite().all():
+            raise ValueError(f'{self.shards[shard]}: the embedding of {caption!r} holds NaN or infinite values')
+        return embedding
 
     def write(self, name: str, captions: Sequence[str], embeds: Tensor, settings: dict[str, str]) -> None:
         """Write one shard, whole or not at all. It is seen by the stores opened afterwards.
@@ -85,13 +114,40 @@ class TextEmbeddingStore:
             return None
         return int(self._order[position])
 
-    def _read_keys(self, shard: Path) -> np.ndarray:
-        try:
-            with safe_open(shard, 'np') as file:
-                settings, keys = file.metadata(), file.get_tensor('keys')
-        except SafetensorError as error:
-            raise ValueError(f'{shard} is no shard of text embeddings ({error}): delete it and run again') from None
+    def _open(self, shard: Path) -> np.ndarray:
+        """Check a shard, and return the digests in it."""
+        with naming(f'{shard} is no shard of text embeddings; delete it and run tools/precompute_text.py again'):
+            tensors, settings = open_safetensors(require_file(shard, 'shard'))
+            rows = _check(tensors, settings)
         if self.settings not in (None, settings):
             raise ValueError(f'{shard} was made with {settings}, the shards before it with {self.settings}')
+        if self._rows and (rows.dtype, rows.shape[1:]) != (self._rows[0].dtype, self._rows[0].shape[1:]):
+            raise ValueError(
+                f'{shard} has embeddings {rows.shape[1:]} of {rows.dtype}, the shards before it '
+                f'{self._rows[0].shape[1:]} of {self._rows[0].dtype}'
+            )
         self.settings = settings
-        return keys.view(f'S{KEY_BYTES}').reshape(-1)
+        self._rows.append(rows)
+        return tensors['keys'].read().numpy().view(f'S{KEY_BYTES}').reshape(-1)
+
+
+def _check(tensors: Tensors, settings: dict[str, str]) -> _Rows:
+    check_table('its metadata', settings, _SETTINGS)
+    if sorted(tensors) != ['embeds', 'keys']:
+        raise ValueError(f'it has {len(tensors)} tensors, and not embeds and keys alone')
+    keys, embeds = tensors['keys'], tensors['embeds']
+    integer(1, MAX_CAPTIONS).check('its number of captions', keys.shape[0] if keys.shape else 0)
+    if keys.dtype != torch.uint8 or keys.shape[1:] != (KEY_BYTES,):
+        raise ValueError(f'its keys are {keys.shape} of {keys.dtype}, not (n, {KEY_BYTES}) of torch.uint8')
+    if embeds.dtype not in _DTYPES.values() or len(embeds.shape) != 3 or embeds.shape[0] != keys.shape[0]:
+        raise ValueError(
+            f'its embeds are {embeds.shape} of {embeds.dtype}, not ({keys.shape[0]}, max_length, dim) of floats'
+        )
+    integer(1, MAX_LENGTH).check('its max_length', embeds.shape[1])
+    integer(1, MAX_WIDTH).check('its width', embeds.shape[2])
+    if settings.get('max_length', str(embeds.shape[1])) != str(embeds.shape[1]):
+        raise ValueError(f'its embeds have {embeds.shape[1]} tokens, and its metadata says {settings["max_length"]}')
+    if _DTYPES.get(settings.get('dtype', ''), embeds.dtype) != embeds.dtype:
+        raise ValueError(f'its embeds are of {embeds.dtype}, and its metadata says {settings["dtype"]}')
+    assert embeds.span is not None
+    return _Rows(embeds.span, embeds.dtype, (embeds.shape[0], embeds.shape[1], embeds.shape[2]))

@@ -10,9 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pixnerd_plugin.formats.schema import integer, shown, text
+from pixnerd_plugin.formats.text_file import read_text
 from pixnerd_plugin.registry import MODELS
 
 from .base import Conditioner
+
+MAX_CLASSES = 10**6
+
+_NAME = text(1000)
 
 
 @MODELS.register_module()
@@ -23,21 +29,25 @@ class LabelConditioner(Conditioner):
         num_classes: Number of classes, the null class not counted.
         class_names: One name per class, in order of the class number, or a text file with one per line. A name may
             hold several separated by commas (``'tench, Tinca tinca'``); each of them is understood, whatever its case.
+
+    Raises:
+        FileNotFoundError, ValueError: The file cannot be read, or its names are not one text a class.
     """
 
     def __init__(self, num_classes: int, class_names: Sequence[str] | str | Path | None = None):
-        if num_classes < 1:
-            raise ValueError(f'num_classes is {num_classes}, at least 1 is needed')
+        integer(1, MAX_CLASSES).check('num_classes', num_classes)
+        where = ''
         if isinstance(class_names, (str, Path)):
-            class_names = Path(class_names).expanduser().read_text(encoding='utf-8').splitlines()
-        if class_names is not None and len(class_names) != num_classes:
-            raise ValueError(f'{len(class_names)} class names were given for {num_classes} classes')
+            where = f'{class_names}: '
+            class_names = read_text(Path(class_names).expanduser(), 'the file of class names').splitlines()
+        if class_names is not None:
+            _check_names(where, class_names, num_classes)
         self.num_classes = num_classes
         self.class_names = None if class_names is None else list(class_names)
         self._ids: dict[str, set[int]] = defaultdict(set)
         for class_id, name in enumerate(self.class_names or []):
-            for synonym in (name, *name.split(',')):
-                self._ids[_fold(synonym)].add(class_id)
+            for synonym in filter(None, map(_fold, (name, *name.split(',')))):
+                self._ids[synonym].add(class_id)
 
     def __call__(self, inputs: Sequence[int | str]) -> Tensor:
         """Class numbers (``207``, ``'207'``) or names to ids, shape (B,), long.
@@ -85,3 +95,12 @@ class LabelConditioner(Conditioner):
 
 def _fold(name: str) -> str:
     return ' '.join(name.replace('_', ' ').casefold().split())
+
+
+def _check_names(where: str, names: Any, num_classes: int) -> None:
+    if isinstance(names, (Mapping, bytes)) or not isinstance(names, Sequence):
+        raise ValueError(f'class_names={shown(names)} must be a list of texts, or the path of a file with one a line')
+    if len(names) != num_classes:
+        raise ValueError(f'{where}{len(names)} class names were given for {num_classes} classes')
+    for number, name in enumerate(names):
+        _NAME.check(f'{where}name of class {number}', name)
