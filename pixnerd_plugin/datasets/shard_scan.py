@@ -11,8 +11,9 @@ import numpy as np
 from pixnerd_plugin.formats.text_file import require_file
 
 from .captions import CAPTION_SUFFIXES, MAX_CAPTION_BYTES, parse_captions
+from .decode import MAX_PICTURE_BYTES
 from .image_folder import PICTURE_SUFFIXES
-from .shards import MAX_PICTURE_BYTES, PAIR
+from .shards import PAIR
 from .tar_file import Member, read_members
 
 

@@ -28,6 +28,7 @@ from pixnerd_plugin.registry import DATASETS
 
 from .base import digest
 from .captions import CAPTION_SUFFIXES, MAX_CAPTION_BYTES, CaptionedDataset
+from .decode import MAX_PICTURE_BYTES
 from .faults import DamagedPicture
 from .image_folder import checked_folder
 
@@ -49,7 +50,7 @@ BLOCK = 256
 """Records that share a checksum: 8 KiB, read with each of them."""
 
 # Bounds of a stranger's index. One without checksums of its blocks is read whole: 4 GiB.
-MAX_PICTURE_BYTES, MAX_SHARDS, MAX_PAIRS, MAX_PAIRS_READ = 2**28, 2**20, 2**30, 2**27
+MAX_SHARDS, MAX_PAIRS, MAX_PAIRS_READ = 2**20, 2**30, 2**27
 # Beside records, a footer of so many bytes; parsed, it takes 30 times its size.
 _MAX_FOOTER, _FOOTER_SHARE = 2**22, 32
 

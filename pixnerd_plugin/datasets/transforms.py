@@ -6,48 +6,19 @@ What is random draws from numpy's global generator, as in mmcv; the dataset seed
 
 from __future__ import annotations
 
-import io
-import struct
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from pixnerd_plugin.models.conditioners.embedding_store import TextEmbeddingStore
 from pixnerd_plugin.registry import TRANSFORMS
 
+from .decode import decode_picture
 from .faults import DamagedPicture
-
-# What Pillow's decoders were seen to raise on damaged files.
-_DECODE_ERRORS = (
-    OSError,
-    EOFError,
-    SyntaxError,
-    ValueError,
-    LookupError,
-    TypeError,
-    ArithmeticError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
-
-
-def to_rgb(picture: Image.Image) -> Image.Image:
-    """Convert a picture of any mode to RGB: transparency over white, 16 bits to their upper 8."""
-    if picture.mode == 'F':
-        raise DamagedPicture('floating-point pixels, whose white is unknown')
-    if picture.mode.startswith('I'):
-        picture = Image.fromarray((np.clip(np.asarray(picture), 0, 65535) >> 8).astype(np.uint8))
-    elif picture.mode in ('LA', 'PA', 'RGBA', 'RGBa') or 'transparency' in picture.info:
-        picture = picture.convert('RGBA')
-        picture = Image.alpha_composite(Image.new('RGBA', picture.size, 'white'), picture)
-    return picture if picture.mode == 'RGB' else picture.convert('RGB')
 
 
 def adm_center_crop(picture: Image.Image, size: int) -> Image.Image:
@@ -126,14 +97,8 @@ class LoadRGB(Transform):
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         encoded = results.pop('img_bytes', None)
-        try:
-            with Image.open(results['img_path'] if encoded is None else io.BytesIO(encoded)) as picture:
-                picture.load()
-                if self.exif_orientation:
-                    ImageOps.exif_transpose(picture, in_place=True)
-                results = _with_picture(results, to_rgb(picture))
-        except _DECODE_ERRORS as error:
-            raise DamagedPicture(f'{type(error).__name__}: {error}') from error
+        picture = decode_picture(results['img_path'] if encoded is None else encoded, self.exif_orientation)
+        results = _with_picture(results, picture)
         results['ori_shape'] = results['img_shape']
         return results
 

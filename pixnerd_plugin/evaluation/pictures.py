@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,12 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pixnerd_plugin.datasets.faults import DamagedPicture
 from pixnerd_plugin.datasets.image_folder import checked_folder, list_pictures
 
-ARRAY = 'arr_0.npy'
-# What reading a damaged zip archive raises.
-DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError)
-STATISTICS = ('mu', 'sigma', 'mu_s', 'sigma_s')
+from .npz import Header, open_npz
+
+ARRAY = 'arr_0'
+
+# Of a picture in an npz, in pixels, so that a batch of a stranger's fits into memory.
+MAX_SIDE = 4096
 
 
 class Pictures(ABC):
@@ -89,17 +90,16 @@ class FolderPictures(Pictures):
         return TensorPictures(self.where, images, labels)
 
     def _read(self, path: str) -> np.ndarray:
-        from PIL import Image
-
-        from pixnerd_plugin.datasets.transforms import adm_center_crop, to_rgb
+        from pixnerd_plugin.datasets.decode import decode_picture
+        from pixnerd_plugin.datasets.transforms import adm_center_crop
 
         try:
-            with Image.open(path) as file:
-                file.load()
-                picture = to_rgb(file)
-        except (OSError, SyntaxError, ValueError) as error:
+            picture = decode_picture(path)
+            if self.crop is not None:
+                picture = adm_center_crop(picture, self.crop[0])
+        except DamagedPicture as error:
             raise ValueError(f'{path} cannot be read as a picture: {error}') from None
-        return np.array(picture if self.crop is None else adm_center_crop(picture, self.crop[0]))
+        return np.array(picture)
 
 
 class NpzPictures(Pictures):
@@ -211,35 +211,21 @@ def open_array(path: str | Path) -> Iterator[tuple[IO[bytes], tuple[int, int, in
         ValueError: if there is none, if it is not of pictures, or, while it is read, if it is damaged.
     """
     with open_npz(path) as archive:
-        if ARRAY not in archive.namelist():
-            raise ValueError(f'{path} holds no pictures (arr_0), only {", ".join(archive.namelist())}')
-        try:
-            with archive.open(ARRAY) as stream:
-                yield stream, _read_header(stream, path)
-        except DAMAGE as error:
-            raise ValueError(f'{path} is damaged: {error}; make it again') from None
+        if ARRAY not in archive.names:
+            raise ValueError(f'{path} holds no pictures ({ARRAY}), only {", ".join(archive.names)[:200]}')
+        with archive.open(ARRAY) as (stream, header):
+            yield stream, picture_shape(header, f'{ARRAY} in {path}')
 
 
-def open_npz(path: str | Path) -> zipfile.ZipFile:
-    """Open an npz as the zip archive it is.
+def picture_shape(header: Header, where: str) -> tuple[int, int, int, int]:
+    """The shape of an array of pictures.
 
     Raises:
-        ValueError: if it is cut short or none.
+        ValueError: if it is none.
     """
-    try:
-        return zipfile.ZipFile(path)
-    except zipfile.BadZipFile:
-        # The directory of a zip archive is at its end, so a file cut short has none.
-        raise ValueError(f'{path} is half-written or no npz; make it again') from None
-
-
-def _read_header(stream: IO[bytes], path: str | Path) -> tuple[int, int, int, int]:
-    try:
-        version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(stream)
-    except ValueError as error:
-        raise ValueError(f'arr_0 of {path} is damaged: {error}; make it again') from None
-    if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or fortran or shape[0] == 0:
-        raise ValueError(f'arr_0 of {path} is {dtype} {shape}, and uint8 (N, height, width, 3) is needed')
-    return shape
+    shape = header.shape
+    if header.dtype != '|u1' or len(shape) != 4 or shape[3] != 3 or header.fortran_order or 0 in shape:
+        raise ValueError(f'{where} is {np.dtype(header.dtype)} {shape}, and uint8 (N, height, width, 3) is needed')
+    if max(shape[1:3]) > MAX_SIDE:
+        raise ValueError(f'{where} has pictures of {shape[1]}x{shape[2]}, more than {MAX_SIDE} pixels on a side')
+    return shape[0], shape[1], shape[2], 3

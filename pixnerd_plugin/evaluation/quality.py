@@ -12,7 +12,13 @@ from torch import Tensor
 
 from .features import FeatureExtractor, Features
 from .metrics import Statistics, frechet_distance, inception_score, precision_recall
-from .pictures import ARRAY, DAMAGE, STATISTICS, Pictures, open_npz, open_pictures
+from .npz import open_npz
+from .pictures import ARRAY, Pictures, open_pictures
+
+STATISTICS = ('mu', 'sigma', 'mu_s', 'sigma_s')
+
+# Width of spatial statistics: 128 MiB of covariance. Inception's have 2023.
+MAX_WIDTH = 2**12
 
 
 @dataclass
@@ -47,10 +53,12 @@ def open_reference(
     names: list[str] = []
     if Path(where).is_file():
         with open_npz(where) as archive:
-            names = archive.namelist()
-    has_statistics = 'mu.npy' in names
+            names = archive.names
+    has_statistics = 'mu' in names
     if names and not has_statistics and ARRAY not in names:
-        raise ValueError(f'{where} holds neither pictures (arr_0) nor statistics (mu, sigma), only {", ".join(names)}')
+        raise ValueError(
+            f'{where} holds neither pictures (arr_0) nor statistics (mu, sigma), only {", ".join(names)[:200]}'
+        )
     reference = Reference(where, size)
     if has_statistics:
         if extractor.name != 'Inception':
@@ -186,25 +194,25 @@ def _is_finite(values: Tensor | None) -> bool:
 
 
 def _read_statistics(path: str, dim: int) -> tuple[Statistics, Statistics | None]:
-    found: dict[str, Tensor] = {}
-    # Without allow_pickle, which is off by default, an npz holds numbers and nothing else.
-    with np.load(path) as archive:
-        for name in STATISTICS:
-            if name in archive:
-                try:
-                    found[name] = torch.from_numpy(archive[name]).double()
-                except (ValueError, OSError, TypeError, *DAMAGE) as error:
-                    raise ValueError(f'{name} in {path} is damaged: {error}; get the file again') from None
-    for name, values in found.items():
-        if not values.isfinite().all():
-            raise ValueError(f'{name} in {path} holds NaN or infinity')
-    if 'sigma' not in found or found['mu'].shape != (dim,) or found['sigma'].shape != (dim, dim):
-        shapes = {name: tuple(values.shape) for name, values in found.items()}
-        raise ValueError(f'{path} needs mu ({dim},) and sigma ({dim}, {dim}), and has {shapes}')
-    pool = Statistics(found['mu'], found['sigma'])
-    if 'mu_s' not in found or 'sigma_s' not in found:
-        return pool, None
-    mean, covariance = found['mu_s'].shape, found['sigma_s'].shape
-    if len(mean) != 1 or covariance != (*mean, *mean):
-        raise ValueError(f'{path} has mu_s {tuple(mean)} and sigma_s {tuple(covariance)}, which do not fit together')
-    return pool, Statistics(found['mu_s'], found['sigma_s'])
+    with open_npz(path) as archive:
+        headers = {name: archive.header(name) for name in STATISTICS if name in archive.names}
+        shapes = {name: header.shape for name, header in headers.items()}
+        if shapes.get('mu') != (dim,) or shapes.get('sigma') != (dim, dim):
+            raise ValueError(f'{path} needs mu ({dim},) and sigma ({dim}, {dim}), and has {shapes}')
+        if 'mu_s' not in shapes or 'sigma_s' not in shapes:
+            headers = {name: headers[name] for name in ('mu', 'sigma')}
+        elif len(shapes['mu_s']) != 1 or shapes['sigma_s'] != shapes['mu_s'] * 2:
+            raise ValueError(
+                f'{path} has mu_s {shapes["mu_s"]} and sigma_s {shapes["sigma_s"]}, which do not fit together'
+            )
+        elif shapes['mu_s'][0] > MAX_WIDTH:
+            raise ValueError(f'mu_s in {path} is {shapes["mu_s"][0]} wide, more than {MAX_WIDTH}')
+        found: dict[str, Tensor] = {}
+        for name, header in headers.items():
+            if header.dtype not in ('<f4', '<f8'):
+                raise ValueError(f'{name} in {path} is {np.dtype(header.dtype)}, and float32 or float64 is needed')
+            found[name] = torch.from_numpy(archive.read(name).astype(np.float64))
+            if not found[name].isfinite().all():
+                raise ValueError(f'{name} in {path} holds NaN or infinity')
+    spatial = Statistics(found['mu_s'], found['sigma_s']) if 'mu_s' in found else None
+    return Statistics(found['mu'], found['sigma']), spatial

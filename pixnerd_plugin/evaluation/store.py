@@ -12,8 +12,13 @@ from typing import Any
 import numpy as np
 
 from pixnerd_plugin.formats.atomic import atomic_path, remove_leftovers
+from pixnerd_plugin.formats.schema import Rule
+from pixnerd_plugin.formats.text_file import parse_table, read_text
 
-from .pictures import ARRAY, open_array
+from .npz import read_header
+from .pictures import ARRAY, open_array, picture_shape
+
+_DESCRIPTION = dict(run=Rule('a table', lambda value: type(value) is dict))
 
 
 class SampleStore:
@@ -49,12 +54,13 @@ class SampleStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.folder)
         if self.description.is_file():
-            other = json.loads(self.description.read_text())['run']
+            text = read_text(self.description, 'the description of samples')
+            other = parse_table(f'{self.description}', text, _DESCRIPTION, _DESCRIPTION)['run']
             different = sorted(key for key in {*other, *self.run} if other.get(key) != self.run.get(key))
             if different and not self.overwrite:
                 key = different[0]
                 raise ValueError(
-                    f'{self.folder} holds samples of another run: {key} was {other.get(key)} and is now '
+                    f'{self.folder} holds samples of another run: {key} was {str(other.get(key))[:200]} and is now '
                     f'{self.run.get(key)}; give another --work-dir, or --overwrite'
                 )
             if different:
@@ -106,13 +112,13 @@ class SampleStore:
         if gaps:
             raise ValueError(f'{self.parts}: pictures {gaps[0].start} to {gaps[0].stop - 1} are missing; run again')
         parts, joined = self._parts(), self._joined()
-        picture = np.load(parts[0][2], mmap_mode='r').shape[1:]
+        picture = self._part(*parts[0]).shape[1:]
         header = dict(descr='|u1', fortran_order=False, shape=(self.total, *picture))
         # Not compressed, as numpy.savez: noise and photographs hardly shrink.
         with (
             atomic_path(self.npz) as temporary,
             zipfile.ZipFile(temporary, 'w') as archive,
-            archive.open(ARRAY, 'w', force_zip64=True) as stream,
+            archive.open(f'{ARRAY}.npy', 'w', force_zip64=True) as stream,
         ):
             np.lib.format.write_array_header_1_0(stream, header)
             if joined:
@@ -120,16 +126,31 @@ class SampleStore:
                     shutil.copyfileobj(before, stream)
             position = joined
             for first, stop, path in parts:
-                stop = min(stop, self.total)
-                if stop > position:
-                    stream.write(np.load(path)[position - first : stop - first].tobytes())
-                    position = stop
+                last = min(stop, self.total)
+                if last > position:
+                    images = self._part(first, stop, path)
+                    if images.shape[1:] != picture:
+                        raise ValueError(f'{path} has pictures {images.shape[1:]}, and the parts before {picture}')
+                    stream.write(images[position - first : last - first].tobytes())
+                    position = last
         for _, stop, path in parts:
             # What lies beyond a total made smaller since is kept for a larger one.
             if stop <= self.total:
                 path.unlink()
         if not any(self.parts.iterdir()):
             self.parts.rmdir()
+
+    def _part(self, first: int, stop: int, path: Path) -> np.ndarray:
+        """The pictures of a part, ``(stop - first, H, W, 3)``."""
+        with open(path, 'rb') as file:
+            try:
+                header = read_header(file)
+                shape = picture_shape(header, str(path))
+                if shape[0] != stop - first or header.nbytes != path.stat().st_size:
+                    raise ValueError(f'it has {path.stat().st_size} bytes and claims {shape}')
+            except ValueError as error:
+                raise ValueError(f'{path} is damaged: {error}; delete it and run again') from None
+            return np.frombuffer(file.read(), np.uint8).reshape(shape)
 
     def _parts(self) -> list[tuple[int, int, Path]]:
         found = []

@@ -50,7 +50,7 @@ def open_archive(path: Path) -> Archive:
     """
     try:
         with open(path, 'rb') as file:
-            _check_directory_size(file)
+            check_directory_size(file)
             with zipfile.ZipFile(file) as archive:
                 entries = archive.infolist()
             spans = [_span(path, file, entry) for entry in entries]
@@ -75,8 +75,8 @@ def open_archive(path: Path) -> Archive:
     return Archive(path, records)
 
 
-def _check_directory_size(file: BinaryIO) -> None:
-    """Bound what zipfile will read into memory."""
+def check_directory_size(file: BinaryIO, limit: int = MAX_DIRECTORY) -> None:
+    """Bound what zipfile will read into memory; ValueError if it is more, or no archive."""
     size = file.seek(0, 2)
     if size < _END.size:
         raise ValueError('it is no zip archive; is it complete?')
@@ -91,7 +91,7 @@ def _check_directory_size(file: BinaryIO) -> None:
         record, locator = _END64.unpack(file.read(_END64.size)), _LOCATOR64.unpack(file.read(_LOCATOR64.size))
         if locator[0] == b'PK\6\7':
             directory = record[8]
-    if directory > MAX_DIRECTORY:
+    if directory > limit:
         raise ValueError(f'its directory claims {directory} bytes')
 
 

@@ -1,0 +1,91 @@
+"""Decoding one picture that anybody may have made."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import struct
+import warnings
+import zlib
+from functools import cache
+from typing import IO
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from .faults import DamagedPicture
+
+# Pillow knows more formats by their content, whatever a file is called; for one of them it starts Ghostscript.
+FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'TIFF', 'WEBP')
+
+# As many as pixels of 3 bytes that Pillow decodes by default.
+MAX_PICTURE_BYTES = 2**28
+
+# What Pillow's decoders were seen to raise on damaged files.
+_DECODE_ERRORS = (
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+
+
+def decode_picture(source: str | os.PathLike[str] | bytes, exif_orientation: bool = False) -> Image.Image:
+    """Decode a file, or the bytes of one, to RGB.
+
+    Raises:
+        DamagedPicture: it cannot be decoded, is no picture of `FORMATS`, or has more than `MAX_PICTURE_BYTES` or more
+            pixels than Pillow's ``Image.MAX_IMAGE_PIXELS``.
+    """
+    try:
+        with _opened(source) as file, warnings.catch_warnings():
+            warnings.simplefilter('error', Image.DecompressionBombWarning)
+            # A file of ours, not its path: Pillow would map it, and die when it is cut short meanwhile.
+            with Image.open(file, formats=_formats()) as picture:
+                picture.load()
+                if exif_orientation:
+                    ImageOps.exif_transpose(picture, in_place=True)
+                return to_rgb(picture)
+    except DamagedPicture:
+        raise
+    except _DECODE_ERRORS as error:
+        raise DamagedPicture(f'{type(error).__name__}: {" ".join(str(error).split())[:300]}') from error
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """Convert a picture of any mode to RGB: transparency over white, 16 bits to their upper 8."""
+    if picture.mode == 'F':
+        raise DamagedPicture('floating-point pixels, whose white is unknown')
+    if picture.mode.startswith('I'):
+        picture = Image.fromarray((np.clip(np.asarray(picture), 0, 65535) >> 8).astype(np.uint8))
+    elif picture.mode in ('LA', 'PA', 'RGBA', 'RGBa') or 'transparency' in picture.info:
+        picture = picture.convert('RGBA')
+        picture = Image.alpha_composite(Image.new('RGBA', picture.size, 'white'), picture)
+    return picture if picture.mode == 'RGB' else picture.convert('RGB')
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this Pillow was built with."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _opened(source: str | os.PathLike[str] | bytes) -> IO[bytes]:
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    found = os.stat(source)
+    if not stat.S_ISREG(found.st_mode):
+        raise DamagedPicture('no file, but a folder, pipe or device')
+    if found.st_size > MAX_PICTURE_BYTES:
+        raise DamagedPicture(f'{found.st_size} bytes, more than {MAX_PICTURE_BYTES}')
+    return open(source, 'rb')

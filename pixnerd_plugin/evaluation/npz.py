@@ -1,0 +1,163 @@
+"""Arrays in npz and npy files, read without trusting them: whatever a header claims is checked before it is believed.
+
+numpy's own reader takes a header's word for how much memory an array needs, and zipfile that of a directory.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+
+from pixnerd_plugin.formats.schema import check_table, integer, one_of, sequence, text
+from pixnerd_plugin.formats.text_file import require_file
+from pixnerd_plugin.formats.zip_archive import check_directory_size
+
+# ADM's files have at most 5 arrays; a header has about 120 bytes.
+MAX_DIRECTORY, MAX_ENTRIES, MAX_HEADER = 2**16, 100, 2**12
+
+# An array may be so much larger than its compressed bytes, beyond what any file may take.
+MAX_RATIO, MAX_INFLATED = 20, 2**27
+
+_MAGIC = b'\x93NUMPY'
+_HEADER = dict(descr=text(20), fortran_order=one_of(True, False), shape=sequence(integer(0, 2**40), 0, 4))
+
+# Of the flags of an entry, those that say how it was compressed and how its name is written.
+_FLAGS = 0x2 | 0x4 | 0x8 | 0x800
+
+# What zipfile makes of a damaged archive; OSError where it seeks before the start.
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, struct.error, ValueError, OverflowError)
+
+
+class Header(NamedTuple):
+    """What an array is, and how many bytes of the file say so."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    fortran_order: bool
+    length: int
+
+    @property
+    def nbytes(self) -> int:
+        """Of the header and the array."""
+        return self.length + math.prod(self.shape) * int(self.dtype[2:])
+
+
+def read_header(stream: IO[bytes]) -> Header:
+    """Read the header of an npy file: of an array of numbers of any kind and size.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    start = stream.read(8)
+    size = {1: 2, 2: 4, 3: 4}.get(start[6]) if len(start) == 8 and start[:6] == _MAGIC else None
+    encoded = stream.read(size) if size else b''
+    if size is None or len(encoded) < size:
+        raise ValueError('it does not begin as an array of numpy does')
+    length = int.from_bytes(encoded, 'little')
+    if length > MAX_HEADER:
+        raise ValueError(f'its header claims {length} bytes, more than {MAX_HEADER}')
+    try:
+        table = ast.literal_eval(stream.read(length).decode('latin1').strip())
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        raise ValueError('its header is not readable') from None
+    check_table('its header', table, _HEADER)
+    if absent := [name for name in _HEADER if name not in table]:
+        raise ValueError(f'its header has no {absent[0]}')
+    dtype = table['descr']
+    if dtype[:1] not in '<|>=' or dtype[1:2] not in 'biufc' or dtype[2:] not in ('1', '2', '4', '8', '16'):
+        raise ValueError(f'it is of {dtype!r}, and an array of numbers is needed')
+    return Header(dtype, tuple(table['shape']), table['fortran_order'], 8 + size + length)
+
+
+class Npz:
+    """An open npz: ``names`` of its arrays. Made by :func:`open_npz`."""
+
+    def __init__(self, path: Path, archive: zipfile.ZipFile):
+        self.path = path
+        self._archive = archive
+        self._entries = {entry.filename.removesuffix('.npy'): entry for entry in archive.infolist()}
+        if len(self._entries) < len(archive.infolist()):
+            raise ValueError(f'{path} has two arrays of one name')
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._entries)
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[tuple[IO[bytes], Header]]:
+        """The array's bytes, behind its header.
+
+        Raises:
+            ValueError: if it is damaged, also while it is read, or of another size than its header says.
+        """
+        entry = self._entries[name]
+        where = f'{name} in {self.path}'
+        if entry.flag_bits & ~_FLAGS or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(
+                f'{where} is encrypted or compressed by another method than deflate (flags '
+                f'{entry.flag_bits:#x}, method {entry.compress_type}); numpy.savez writes it plainly'
+            )
+        if entry.file_size > MAX_INFLATED + MAX_RATIO * entry.compress_size:
+            raise ValueError(
+                f'{where} has {entry.compress_size} bytes and claims to inflate to {entry.file_size}; write it '
+                'uncompressed, with numpy.savez'
+            )
+        try:
+            stream = self._archive.open(entry)
+        except _DAMAGED as error:
+            raise ValueError(f'{where} is damaged: {_line(error)}; make it again') from None
+        with stream:
+            try:
+                header = read_header(stream)
+                if header.nbytes != entry.file_size:
+                    raise ValueError(f'its header is that of {header.nbytes} bytes, and it has {entry.file_size}')
+            except _DAMAGED as error:
+                raise ValueError(f'{where} is damaged: {_line(error)}; make it again') from None
+            try:
+                yield stream, header
+            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+                raise ValueError(f'{where} is damaged: {_line(error)}; make it again') from None
+
+    def header(self, name: str) -> Header:
+        with self.open(name) as (_, header):
+            return header
+
+    def read(self, name: str) -> np.ndarray:
+        """The whole array; check its :meth:`header` before."""
+        with self.open(name) as (stream, header):
+            values = np.frombuffer(stream.read(), header.dtype)
+            return values.reshape(header.shape, order='F' if header.fortran_order else 'C')
+
+
+@contextmanager
+def open_npz(path: str | Path) -> Iterator[Npz]:
+    """Open an npz as the zip archive it is.
+
+    Raises:
+        FileNotFoundError, ValueError: it is absent, cut short or none.
+    """
+    path = require_file(path, 'npz')
+    with open(path, 'rb') as file:
+        try:
+            check_directory_size(file, MAX_DIRECTORY)
+            archive = zipfile.ZipFile(file)
+        except (*_DAMAGED, OSError):
+            # The directory of a zip archive is at its end, so a file cut short has none.
+            raise ValueError(f'{path} is half-written or no npz; make it again') from None
+        with archive:
+            if len(archive.infolist()) > MAX_ENTRIES:
+                raise ValueError(f'{path} has {len(archive.infolist())} arrays, more than {MAX_ENTRIES}')
+            yield Npz(path, archive)
+
+
+def _line(error: Exception) -> str:
+    return ' '.join(str(error).split())[:200] or type(error).__name__
