@@ -75,6 +75,7 @@ class Pipeline:
         negative_prompt: str = '',
         batch_size: int = 8,
         token_grid: tuple[int, int] | None = None,
+        blend: float = 0.0,
         callback: Callable[[Any], None] | None = None,
         **settings: Any,
     ) -> list[Image.Image]:
@@ -90,6 +91,7 @@ class Pipeline:
             negative_prompt: what guidance leads away from, in place of the empty prompt.
             batch_size: most pictures sampled at once.
             token_grid: ``(rows, columns)`` of tokens, for pictures of another size than the trained one.
+            blend: joins the patches of finer pictures, 0.5 without seams; 0 is the published rule.
             callback: called with a :class:`~pixnerd_plugin.sampling.Step` after each step of each batch.
             settings: in place of the file's: ``num_steps``, ``guidance_scale``, ``guidance_interval``, ``timeshift``,
                 and ``order`` where the solver has one.
@@ -116,6 +118,7 @@ class Pipeline:
                 sampler=sampler,
                 negative_prompt=negative_prompt,
                 token_grid=token_grid,
+                blend=blend,
                 callback=callback,
             )
             pictures.extend(map(Image.fromarray, to_uint8(images)))

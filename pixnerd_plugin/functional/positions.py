@@ -44,14 +44,32 @@ def token_positions(grid: tuple[int, int], rule: str, device: torch.device | Non
     return x.flatten(), y.flatten()
 
 
-def pixel_positions(num: int, patch_size: int, alignment: str, device: torch.device | None = None) -> Tensor:
-    """Return the positions ``(num,)`` of ``num`` pixels along one side of a patch of ``patch_size`` base pixels.
+def pixel_positions(
+    size: int,
+    patch_size: int,
+    alignment: str,
+    device: torch.device | None = None,
+    *,
+    start: int = 0,
+    num: int | None = None,
+) -> Tensor:
+    """Return the positions of the ``size`` pixels along one side of a patch of ``patch_size`` base pixels.
 
     ``'corners'`` (published) spreads them from 0 to 1 whatever their number: a finer picture is stretched, and the gap
     between neighbouring patches closes. ``'centers'`` keeps every pixel where it is in the picture: fine pixel ``j``
-    sits at ``((j + 1/2) P / num - 1/2) / (P - 1)``. At ``num == patch_size`` the two agree.
+    sits at ``((j + 1/2) P / size - 1/2) / (P - 1)``. At ``size == patch_size`` the two agree.
+
+    With ``start`` and ``num``: those of ``num`` pixels from ``start`` on, also before and behind the patch, as far
+    apart as in it.
     """
+    if num is None:
+        num = size - start
     if alignment == 'corners':
-        return evenly_spaced(1, num, device)
-    centers = (torch.arange(num, dtype=torch.float32, device=device) + 0.5) * (patch_size / num) - 0.5
+        inside = evenly_spaced(1, size, device)
+        if start == 0 and num == size:
+            return inside
+        index = torch.arange(start, start + num, device=device)
+        nearest = index.clamp(0, size - 1)
+        return inside[nearest] + (index - nearest) / max(size - 1, 1)
+    centers = (torch.arange(start, start + num, dtype=torch.float32, device=device) + 0.5) * (patch_size / size) - 0.5
     return centers / max(patch_size - 1, 1)

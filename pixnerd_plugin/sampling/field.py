@@ -9,14 +9,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pixnerd_plugin.functional.blending import BLEND, Cover, Lattice, blend_fields, cover
 from pixnerd_plugin.functional.noise import continuous_noise, grain_noise
-from pixnerd_plugin.functional.patches import from_patches, to_patches
-from pixnerd_plugin.functional.positions import pixel_positions
 
 from .guidance import guide
 
@@ -24,15 +23,6 @@ Region = tuple[int, int, int, int]
 """``(top, left, bottom, right)`` in pixels of the whole picture, bottom and right exclusive."""
 
 CHUNK = 2**17
-
-
-class _Span(NamedTuple):
-    """A run of pixels along one axis: those at the same ``positions`` in each of the patches ``first`` to ``last``."""
-
-    first: int
-    last: int
-    positions: Tensor
-    pixels: slice
 
 
 def require_field(head: Any) -> None:
@@ -90,11 +80,13 @@ class FieldTrajectory:
         chunk: int | None = None,
         alignment: str | None = None,
         callback: Callable[[int, int], None] | None = None,
+        blend: float = BLEND,
     ) -> Tensor:
         """Render the picture, or a region of it, at any size, at the cost of the head alone.
 
-        At the sampled size the result is the sampled image, up to the rounding of the patch vectors. Regions and the
-        whole agree.
+        At the sampled size the result is the sampled image, up to the rounding of the patch vectors, with ``blend`` up
+        to 0.5. Regions and the whole agree. (After a run at a fixed ``token_grid``, whose pixels are finer than base
+        pixels, the image is that of the ``blend`` it was sampled with.)
 
         Args:
             size: height and width of the whole picture; default: as sampled.
@@ -104,12 +96,14 @@ class FieldTrajectory:
             chunk: most pixels rendered at once.
             alignment: ``'centers'`` or ``'corners'``, where pixels sit in a patch; default: the head's own.
             callback: called with the pixels done and the pixels in all after each chunk; it may raise to stop.
+            blend: how far from a border the fields on both sides share in a pixel, in base pixels, ``patch_size`` of
+                which make a patch; 0 (hard borders) to 1 (see :mod:`~pixnerd_plugin.functional.blending`).
 
         Returns:
             ``(B, C, bottom - top, right - left)``, not clamped.
 
         Raises:
-            ValueError: if size, region or grain are out of range; the message names the value.
+            ValueError: if size, region, grain or blend are out of range; the message names the value.
         """
         size = size or self.size
         region = region or (0, 0, *size)
@@ -118,20 +112,23 @@ class FieldTrajectory:
             raise ValueError(f'region {region} must lie inside the picture of {size[0]}x{size[1]} and not be empty')
         if not 0 <= grain <= 1:
             raise ValueError(f'grain={grain} must be from 0 to 1')
-        alignment = alignment or self.head.alignment
-        rows = self._spans(0, size[0], top, bottom, alignment)
-        columns = self._spans(1, size[1], left, right, alignment)
+        lattices = [
+            Lattice.of(self.head, pixels, patches, blend, alignment)
+            for pixels, patches in zip(size, self.token_grid, strict=True)
+        ]
 
         batch, channels = self.noise.shape[:2]
         out = self.noise.new_empty(batch, channels, bottom - top, right - left)
-        chunk = chunk or CHUNK
+        limit = max(1, (chunk or CHUNK) // batch)
         done = 0
-        for row in _group(rows, max(1, chunk // (batch * (right - left)))):
-            for column in _group(columns, max(1, chunk // (batch * _length(row)))):
-                y, x = row.pixels, column.pixels
-                pixels = self._render(self._noise(size, y, x, grain, seed), row, column)
-                out[:, :, y.start - top : y.stop - top, x.start - left : x.stop - left] = pixels
-                done += _length(row) * _length(column)
+        for rows in lattices[0].cut(top, bottom, max(1, limit // (right - left))):
+            covered_rows = cover(lattices[0], *rows, out.device)
+            for columns in lattices[1].cut(left, right, max(1, limit // (rows[1] - rows[0]))):
+                covered_columns = cover(lattices[1], *columns, out.device)
+                noise = self._noise(size, slice(*rows), slice(*columns), grain, seed)
+                pixels = self._render(noise, covered_rows, covered_columns)
+                out[:, :, rows[0] - top : rows[1] - top, columns[0] - left : columns[1] - left] = pixels
+                done += (rows[1] - rows[0]) * (columns[1] - columns[0])
                 if callback is not None:
                     callback(done, (bottom - top) * (right - left))
         return out
@@ -169,29 +166,6 @@ class FieldTrajectory:
                 part = (top, left, min(top + tile, bottom), min(left + tile, right))
                 yield part, self.decode(size, part, **kwargs)
 
-    def _spans(self, axis: int, total: int, start: int, stop: int, alignment: str) -> list[_Span]:
-        """The pixels ``start`` to ``stop`` of an axis of ``total`` pixels, one span per patch."""
-        patches, patch_size = self.token_grid[axis], self.head.patch_size
-        if total % patches and alignment == 'corners':
-            raise ValueError(
-                f'a side of {total} is not a multiple of the {patches} patches along it, which corner-aligned '
-                f"coordinates need; use a multiple or alignment='centers'"
-            )
-        spans = []
-        for patch in range(patches):
-            # The pixels whose centres lie in this patch.
-            first, last = (-(-(2 * p * total - patches) // (2 * patches)) for p in (patch, patch + 1))
-            begin, end = max(first, start), min(last, stop)
-            if begin >= end:
-                continue
-            if total % patches == 0:
-                positions = pixel_positions(total // patches, patch_size, alignment)[begin - first : end - first]
-            else:
-                inside = (torch.arange(begin, end, dtype=torch.float64) + 0.5) * (patches / total) - patch
-                positions = ((inside * patch_size - 0.5) / max(patch_size - 1, 1)).float()
-            spans.append(_Span(patch, patch + 1, positions, slice(begin, end)))
-        return spans
-
     def _noise(self, size: tuple[int, int], rows: slice, columns: slice, grain: float, seed: int) -> Tensor:
         """Noise of a region: the base noise where the finer pixels sit, and grain."""
         y, x = (
@@ -206,21 +180,17 @@ class FieldTrajectory:
         independent = grain_noise(seed, noise.shape[0], noise.shape[1], size[1], *ranges).to(noise)
         return (1 - grain**2) ** 0.5 * noise + grain * independent
 
-    def _render(self, x: Tensor, row: _Span, column: _Span) -> Tensor:
-        """Run the solver on ``x (B, C, h, w)``, the pixels of whole spans."""
-        grid = (row.last - row.first, column.last - column.first)
-        indices = torch.arange(row.first, row.last)[:, None] * self.token_grid[1] + torch.arange(
-            column.first, column.last
-        )
-        # Where the patch vectors are, which may be the CPU while the head is on a GPU.
-        indices = indices.flatten().to(self.tokens[0].device)
-        positions = (row.positions.to(x), column.positions.to(x))
+    def _render(self, x: Tensor, rows: Cover, columns: Cover) -> Tensor:
+        """Run the solver on ``x (B, C, h, w)``, the pixels that ``rows`` and ``columns`` cover."""
         evaluations = iter(self.tokens)
 
+        def field(s: Tensor, pixels: Tensor, positions: tuple[Tensor, Tensor]) -> Tensor:
+            # The patch vectors may be on the CPU while the head is on a GPU.
+            return self.head(s.to(x.device, self.dtype), pixels.to(self.dtype), positions).to(x.dtype)
+
         def velocity(x: Tensor, t: float) -> Tensor:
-            s = next(evaluations)[:, :, indices].to(x.device, self.dtype)  # (branches, B, n, D)
-            pixels = to_patches(x, grid).to(self.dtype)
-            v = [from_patches(self.head(branch, pixels, positions), grid).to(x.dtype) for branch in s]
+            branches = next(evaluations)  # (branches, B, L, D)
+            v = [blend_fields(field, s, x, rows, columns, self.token_grid[1]) for s in branches]
             return v[0] if len(v) == 1 else guide(v[0], v[1], self.sampler.guidance_scale)
 
         return self.sampler.integrate(velocity, x)
@@ -242,31 +212,3 @@ class FieldTrajectory:
         from .field_file import read_field
 
         return cls(**read_field(path))
-
-
-def _length(span: _Span) -> int:
-    return span.pixels.stop - span.pixels.start
-
-
-def _group(spans: list[_Span], limit: int) -> Iterator[_Span]:
-    """Cut spans longer than ``limit`` pixels, and join neighbours at equal positions up to ``limit``."""
-    held: _Span | None = None
-    for span in spans:
-        if _length(span) > limit:
-            if held is not None:
-                yield held
-                held = None
-            for begin in range(0, _length(span), limit):
-                positions = span.positions[begin : begin + limit]
-                start = span.pixels.start + begin
-                yield _Span(span.first, span.last, positions, slice(start, start + len(positions)))
-        elif (
-            held is not None and torch.equal(held.positions, span.positions) and _length(held) + _length(span) <= limit
-        ):
-            held = _Span(held.first, span.last, held.positions, slice(held.pixels.start, span.pixels.stop))
-        else:
-            if held is not None:
-                yield held
-            held = span
-    if held is not None:
-        yield held

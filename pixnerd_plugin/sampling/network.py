@@ -19,11 +19,11 @@ class ConditionedNetwork:
     The network computes in its own dtype; both branches are one batch.
 
     Args:
-        net: a backbone, called ``net(x, t, cond, token_grid=..., field_chunk=...)``.
+        net: a backbone, called ``net(x, t, cond, token_grid=..., field_chunk=...)``, and ``blend=...`` if not 0.
         cond: conditions of the batch.
         null_cond: null conditions, of the batch or of batch size 1; None if nothing is guided.
         times: when the network will be evaluated, in order, as far as known.
-        token_grid, field_chunk: handed to the network.
+        token_grid, field_chunk, blend: handed to the network.
         recorder: is told the patch vectors of every evaluation.
         compile: compile the network (see :class:`~.compiled.CompiledNetwork`).
     """
@@ -38,13 +38,15 @@ class ConditionedNetwork:
         field_chunk: int | None = None,
         recorder: Recorder | None = None,
         compile: bool = False,
+        blend: float = 0.0,
     ):
         self.net: Any = CompiledNetwork(net) if compile else net
         self.dtype = next((p.dtype for p in net.parameters() if p.is_floating_point()), None)
         self.cond = cond
         self.null_and_cond = None if null_cond is None else torch.cat((null_cond.to(cond).expand_as(cond), cond))
         self.token_grid = token_grid
-        self.field_chunk = field_chunk
+        # A user's own network may know nothing of blending.
+        self.decoding = dict(field_chunk=field_chunk, **(dict(blend=blend) if blend else {}))
         self.recorder = recorder
         # A user's own network may have no share that depends on time and condition alone.
         self.precomputed = (
@@ -71,10 +73,10 @@ class ConditionedNetwork:
         known = {} if self.precomputed is None else dict(conditioning=self.precomputed.at(t, guided))
         pixels = x.to(self.dtype)
         if self.recorder is None:
-            velocity = self.net(pixels, times, cond, token_grid=self.token_grid, field_chunk=self.field_chunk, **known)
+            velocity = self.net(pixels, times, cond, token_grid=self.token_grid, **self.decoding, **known)
         else:
             s, _ = self.net.encode(pixels, times, cond, self.token_grid, **known)
             grid = self.net.grid_of(pixels, self.token_grid)
-            velocity = self.net.decode(s, pixels, grid, field_chunk=self.field_chunk)
+            velocity = self.net.decode(s, pixels, grid, **self.decoding)
             self.recorder.record(s, branches=2 if guided else 1)
         return velocity.to(x.dtype)

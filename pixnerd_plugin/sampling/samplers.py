@@ -157,6 +157,7 @@ class FlowSampler:
         record_field: bool = False,
         field_dtype: torch.dtype = torch.bfloat16,
         field_chunk: int | None = None,
+        blend: float = 0.0,
         callback: Callable[[Step], None] | None = None,
         generators: Sequence[torch.Generator] | None = None,
     ) -> Any:
@@ -171,6 +172,9 @@ class FlowSampler:
             record_field: also return a :class:`FieldTrajectory`, which renders any region at any size.
             field_dtype: dtype its patch vectors are kept in.
             field_chunk: most pixels the head evaluates at once.
+            blend: joins neighbouring fields over this many base pixels on both sides of a border, 0 to 1 (see
+                :mod:`~pixnerd_plugin.functional.blending`); 0, hard borders, is the published rule. Up to 0.5 it
+                matters only where pixels are finer than base pixels, with a ``token_grid``.
             callback: called with a :class:`Step` after each step; what it raises ends the sampling.
             generators: CPU generators, one a picture, for a stochastic solver's noise; torch's default one otherwise.
 
@@ -192,6 +196,7 @@ class FlowSampler:
             field_chunk,
             recorder,
             self.compile,
+            blend,
         )
         velocity = ClassifierFreeGuidance(conditioned, self.guidance_scale, self.guidance_interval)
         trajectory = [noise]

@@ -3,8 +3,10 @@ import torch
 from torch import nn
 
 from pixnerd_plugin.functional.noise import continuous_noise, grain_noise
+from pixnerd_plugin.functional.seams import seam_ratio
 from pixnerd_plugin.registry import MODELS
 from pixnerd_plugin.sampling import AdamsFlowSampler, EulerFlowSampler, FieldTrajectory, HeunFlowSampler
+from pixnerd_plugin.sampling.guidance import guide
 from tests.golden import relative_error
 
 SAMPLERS = [AdamsFlowSampler(4), EulerFlowSampler(3), HeunFlowSampler(3)]
@@ -31,19 +33,88 @@ def test_decoding_at_the_sampled_size_gives_the_sampled_image(net, sampler):
     assert relative_error(field.decode(), image) < 1e-5
 
 
-def test_decoding_after_fixed_token_sampling_gives_the_sampled_image(net):
-    image, field = record(net, size=(16, 18), token_grid=(2, 3))
-    assert relative_error(field.decode(), image) < 1e-5
+@pytest.mark.parametrize('blend', [0.0, 0.5, 1.0])
+def test_decoding_after_fixed_token_sampling_gives_the_sampled_image(net, blend):
+    image, field = record(net, size=(16, 18), token_grid=(2, 3), blend=blend)
+    assert relative_error(field.decode(blend=blend), image) < 1e-5
 
 
 @pytest.mark.parametrize('size', [(16, 24), (24, 36), (13, 29), (5, 7)])
-@pytest.mark.parametrize('grain', [0.0, 0.4])
-def test_a_region_is_the_same_pixels_of_the_whole(net, size, grain):
+@pytest.mark.parametrize(('grain', 'blend'), [(0.0, 0.5), (0.4, 0.5), (0.0, 0.0), (0.0, 0.8)])
+def test_a_region_is_the_same_pixels_of_the_whole(net, size, grain, blend):
     _, field = record(net)
-    whole = field.decode(size, grain=grain, seed=3)
+    whole = field.decode(size, grain=grain, seed=3, blend=blend)
     top, left, bottom, right = size[0] // 4, size[1] // 3, size[0] - 1, size[1] - 1
-    region = field.decode(size, (top, left, bottom, right), grain=grain, seed=3, chunk=17)
+    region = field.decode(size, (top, left, bottom, right), grain=grain, seed=3, chunk=17, blend=blend)
     assert relative_error(region, whole[:, :, top:bottom, left:right]) < 1e-5
+
+
+@pytest.mark.parametrize('alignment', ['centers', 'corners'])
+def test_half_a_pixel_of_blending_leaves_the_sampled_size_as_it_is_to_the_bit(net, alignment):
+    _, field = record(net)
+    hard = field.decode(alignment=alignment, blend=0)
+    assert torch.equal(field.decode(alignment=alignment), hard)
+    assert not torch.equal(field.decode(alignment=alignment, blend=0.6), hard)
+
+
+@torch.no_grad()
+def every_field_everywhere(field, size, blend, alignment='centers'):
+    """Decode by evaluating every patch's field on the whole picture, and weighting by hat functions of the plane."""
+    height, width = field.size
+    patch_size = field.head.patch_size
+
+    def axis(pixels, base, patches):
+        u = (torch.arange(pixels, dtype=torch.float64) + 0.5) * (base / pixels)
+        p = torch.arange(patches)[:, None]
+        rise, fall = 0.5 + (u - p * patch_size) / (2 * blend), 0.5 + ((p + 1) * patch_size - u) / (2 * blend)
+        rise[0], fall[-1] = 1, 1
+        weights = torch.minimum(rise, fall).clamp(0, 1)
+        inside = u - p * patch_size
+        if alignment == 'centers':
+            return u - 0.5, weights.float(), ((inside - 0.5) / (patch_size - 1)).float()
+        num = pixels // patches
+        return u - 0.5, weights.float(), ((inside * num / patch_size - 0.5) / (num - 1)).float()
+
+    rows = axis(size[0], height, field.token_grid[0])
+    columns = axis(size[1], width, field.token_grid[1])
+    tokens = iter(field.tokens)
+
+    def velocity(x, t):
+        branches = []
+        for s in next(tokens):
+            v = torch.zeros_like(x)
+            for index, patch in enumerate(s.unbind(1)):
+                r, c = divmod(index, field.token_grid[1])
+                own = field.head(patch[:, None], x.movedim(1, -1)[:, None], (rows[2][r], columns[2][c]))
+                v += rows[1][r][:, None] * columns[1][c] * own[:, 0].movedim(-1, 1)
+            branches.append(v)
+        return branches[0] if len(branches) == 1 else guide(*branches, field.sampler.guidance_scale)
+
+    return field.sampler.integrate(velocity, continuous_noise(field.noise, rows[0], columns[0]))
+
+
+@pytest.mark.parametrize('sampler', SAMPLERS[:2])
+@pytest.mark.parametrize('size', [(24, 36), (11, 29), (5, 7)])
+@pytest.mark.parametrize('blend', [0.5, 1.0, 0.2])
+def test_blending_is_the_weighted_mean_of_all_fields(net, sampler, size, blend):
+    _, field = record(net, sampler)
+    expected = every_field_everywhere(field, size, blend)
+    assert relative_error(field.decode(size, blend=blend), expected) < 1e-5
+    assert relative_error(field.decode(size, blend=blend, chunk=23), expected) < 1e-5
+
+
+def test_blending_knows_corner_aligned_coordinates(net):
+    _, field = record(net, size=(16, 16))
+    expected = every_field_everywhere(field, (48, 64), 0.5, 'corners')
+    assert relative_error(field.decode((48, 64), alignment='corners'), expected) < 1e-5
+
+
+def test_a_blended_picture_has_no_step_where_fields_meet(net):
+    _, field = record(net)
+    size = (8 * 32, 12 * 32)
+    hard, blended = (seam_ratio(field.decode(size, blend=blend), field.token_grid) for blend in (0, 0.5))
+    assert hard > 10
+    assert blended < hard / 5
 
 
 def test_tiles_make_up_the_whole(net):
@@ -91,7 +162,14 @@ def test_both_trajectories_can_be_asked_for(net):
 
 @pytest.mark.parametrize(
     ('kwargs', 'message'),
-    [(dict(region=(0, 0, 9, 12)), 'region'), (dict(region=(4, 4, 4, 8)), 'region'), (dict(grain=1.5), 'grain')],
+    [
+        (dict(region=(0, 0, 9, 12)), 'region'),
+        (dict(region=(4, 4, 4, 8)), 'region'),
+        (dict(grain=1.5), 'grain'),
+        (dict(blend=-0.1), 'blend=-0.1'),
+        (dict(blend=1.1), 'blend=1.1 must be from 0'),
+        (dict(blend=float('nan')), 'blend=nan'),
+    ],
 )
 def test_arguments_out_of_range_are_named(net, kwargs, message):
     _, field = record(net)

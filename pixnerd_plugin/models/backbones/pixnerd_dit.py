@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from pixnerd_plugin.formats.parts import describe_part
 from pixnerd_plugin.formats.schema import integer, one_of
+from pixnerd_plugin.functional.blending import Lattice, blend_fields, cover
 from pixnerd_plugin.functional.patches import from_patches, to_patches
 from pixnerd_plugin.functional.positions import POSITION_RULES, token_positions
 from pixnerd_plugin.functional.rotary import rotary_table, rotate
@@ -208,6 +209,7 @@ class PixNerdDiT(nn.Module):
         token_grid: tuple[int, int],
         positions: tuple[Tensor, Tensor] | None = None,
         field_chunk: int | None = None,
+        blend: float = 0.0,
     ) -> Tensor:
         """Run the head: patch vectors and noisy pixels to the velocity of those pixels.
 
@@ -218,16 +220,34 @@ class PixNerdDiT(nn.Module):
             positions: row positions ``(h,)`` and column positions ``(w,)`` of the pixels in each patch; by default
                 those of the whole patch.
             field_chunk: most pixels the head evaluates at once.
+            blend: how far from a border the fields on both sides share in a pixel, in base pixels; 0 (published, hard
+                borders) to 1 (see :mod:`~pixnerd_plugin.functional.blending`). Not with ``positions``.
 
         Returns:
             The velocity, shaped like ``pixels``.
 
         Raises:
-            ValueError: if the pixels are not a whole number of patches.
+            ValueError: if the pixels are not a whole number of patches, or ``blend`` is out of range.
         """
         self.grid_of(pixels, token_grid)
+        if blend:
+            return self._decode_blended(s, pixels, token_grid, field_chunk, blend)
         velocity = self.head(s, to_patches(pixels, token_grid), positions, field_chunk)
         return from_patches(velocity, token_grid)
+
+    def _decode_blended(
+        self, s: Tensor, pixels: Tensor, grid: tuple[int, int], field_chunk: int | None, blend: float
+    ) -> Tensor:
+        rows, columns = (
+            cover(Lattice.of(self.head, size, patches, blend), 0, size, pixels.device)
+            for size, patches in zip(pixels.shape[2:], grid, strict=True)
+        )
+
+        def field(s: Tensor, pixels: Tensor, positions: tuple[Tensor, Tensor]) -> Tensor:
+            velocity: Tensor = self.head(s, pixels, positions, field_chunk)
+            return velocity
+
+        return blend_fields(field, s, pixels, rows, columns, grid[1])
 
     def forward(
         self,
@@ -238,10 +258,11 @@ class PixNerdDiT(nn.Module):
         *,
         field_chunk: int | None = None,
         conditioning: Conditioning | None = None,
+        blend: float = 0.0,
     ) -> Tensor:
         """Return the velocity of ``x``: :meth:`encode`, then :meth:`decode` of its own pixels; arguments as there."""
         s, _ = self.encode(x, t, cond, token_grid, conditioning=conditioning)
-        return self.decode(s, x, self.grid_of(x, token_grid), field_chunk=field_chunk)
+        return self.decode(s, x, self.grid_of(x, token_grid), field_chunk=field_chunk, blend=blend)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile :meth:`encode` and :meth:`decode` in place, arguments as of ``torch.compile``.
