@@ -1,4 +1,4 @@
-"""What every command in ``tools/`` does alike: errors in one line, and sizes and regions as people write them."""
+"""How every command in ``tools/`` ends: errors in one line."""
 
 from __future__ import annotations
 
@@ -72,20 +72,3 @@ def _one_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     # A loader's worker passes its whole traceback on, the message last.
     return lines[-1] if lines and lines[0].startswith('Caught ') else ' '.join(lines)
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """``'512x768'`` to height and width, ``'64'`` to both; ValueError if it is anything else."""
-    match = re.fullmatch(r'(\d+)(?:[xX×](\d+))?', text.strip())
-    size = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-    if 0 in size:
-        raise ValueError(f'{text!r} is not HEIGHTxWIDTH in pixels, such as 512x768, or one number for both')
-    return size
-
-
-def parse_region(text: str) -> tuple[int, int, int, int]:
-    """``'0,0,256,512'`` to top, left, bottom and right; ValueError if it is anything else."""
-    match = re.fullmatch(r'(\d+),(\d+),(\d+),(\d+)', text)
-    if not match:
-        raise ValueError(f'{text!r} is not TOP,LEFT,BOTTOM,RIGHT in pixels, such as 0,0,256,512')
-    return int(match[1]), int(match[2]), int(match[3]), int(match[4])

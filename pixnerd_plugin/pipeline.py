@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pixnerd_plugin.checkpoints import read_checkpoint
+from pixnerd_plugin.checkpoints.lora import apply_lora
 from pixnerd_plugin.checkpoints.metadata import default_sampling
 from pixnerd_plugin.formats.parts import build_part
 from pixnerd_plugin.functional.noise import draw_noise, picture_generators
@@ -94,19 +96,20 @@ class Pipeline:
             blend: joins the patches of finer pictures, 0.5 without seams; 0 is the published rule.
             callback: called with a :class:`~pixnerd_plugin.sampling.Step` after each step of each batch.
             settings: in place of the file's: ``num_steps``, ``guidance_scale``, ``guidance_interval``, ``timeshift``,
-                and ``order`` where the solver has one.
+                and ``order`` where the solver has one; ``type`` names another solver.
 
         Raises:
-            ValueError: naming what does not fit the network.
+            ValueError: naming what does not fit the network, before anything is drawn.
         """
         from PIL import Image
 
         what = self._wanted(labels, prompts)
-        seeds = [seeds + index for index in range(len(what))] if isinstance(seeds, int) else list(seeds)
+        seeds = [seeds + index for index in range(len(what))] if isinstance(seeds, Integral) else list(seeds)
         if len(seeds) != len(what):
             raise ValueError(f'{len(what)} pictures are asked for with {len(seeds)} seeds; give one each, or a number')
         if batch_size < 1:
             raise ValueError(f'batch_size={batch_size} must be at least 1')
+        self.check(what, seeds, size, token_grid)
         sampler = self.sampler.replace(**settings)
         pictures: list[Image.Image] = []
         for start in range(0, len(what), batch_size):
@@ -150,9 +153,8 @@ class Pipeline:
             ValueError: naming what does not fit the network, or if the network gives NaN or infinity.
         """
         conditioner = self._require_conditioner()
-        height, width = self.size if size is None else (size, size) if isinstance(size, int) else size
-        generators = picture_generators(seeds)
-        noise = draw_noise(generators, (self.net.in_channels, height, width)).to(self.device)
+        generators = picture_generators([int(seed) for seed in seeds])
+        noise = draw_noise(generators, (self.net.in_channels, *self.size_of(size))).to(self.device)
         null = conditioner([negative_prompt]) if negative_prompt else conditioner.null(1)
         result = (sampler or self.sampler).sample(
             self.net, noise, conditioner(what), null, generators=generators, **options
@@ -162,19 +164,54 @@ class Pipeline:
             raise ValueError(f'{self.path}: the network gave NaN or infinity; try float32 or a lower guidance scale')
         return result
 
+    def check(
+        self,
+        what: Sequence[int | str],
+        seeds: Sequence[int] = (),
+        size: int | tuple[int, int] | None = None,
+        token_grid: tuple[int, int] | None = None,
+    ) -> None:
+        """Check what is to be drawn, all of it, before any of it is; arguments as in :meth:`sample`.
+
+        Raises:
+            ValueError: naming the label, seed, size or grid that does not fit the network.
+        """
+        conditioner = self._require_conditioner()
+        if not self.is_text:
+            conditioner(what)
+        elif wrong := [prompt for prompt in what if not isinstance(prompt, str)]:
+            raise ValueError(f'prompt {wrong[0]!r} is no text; {self.path} draws prompts')
+        for seed in seeds:
+            if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
+                raise ValueError(f'seed {seed!r} must be a whole number from 0 to 2**63 - 1')
+        shape = (1, self.net.in_channels, *self.size_of(size))
+        self.net.grid_of(torch.empty(shape, device='meta'), token_grid)
+
+    def size_of(self, size: int | Sequence[int] | None) -> tuple[int, int]:
+        """Height and width in pixels of what :meth:`__call__` takes as ``size``.
+
+        Raises:
+            ValueError: if it is no size.
+        """
+        if size is None:
+            return self.size
+        sides = tuple(size) if isinstance(size, Sequence) else (size, size)
+        if len(sides) != 2 or not all(isinstance(side, Integral) and side > 0 for side in sides):
+            raise ValueError(f'size={size!r} must be (height, width) in pixels, or one number for both')
+        return int(sides[0]), int(sides[1])
+
     def _wanted(self, labels: Sequence[int | str] | None, prompts: Sequence[str] | None) -> list[int | str]:
         given, other = (prompts, labels) if self.is_text else (labels, prompts)
         if given is None or other is not None:
-            takes = 'prompts=[...], not labels' if self.is_text else 'labels=[...], not prompts'
-            raise ValueError(f'{self.path} takes {takes}')
-        if isinstance(given, (str, int)):
-            given = [given]
-        return list(given)
+            draws = 'prompts, not classes; give prompts' if self.is_text else 'classes, not prompts; give labels'
+            raise ValueError(f'{self.path} draws {draws}=[...] and nothing else')
+        return [given] if isinstance(given, (str, Integral)) else list(given)
 
     def _require_conditioner(self) -> Conditioner:
         if self.conditioner is None:
             raise ValueError(
-                f'{self.path} draws prompts; give text_encoder, the folder of the Qwen3 it was trained with'
+                f'{self.path} draws prompts; give its text encoder, the folder of the Qwen3 it was trained with '
+                '(text_encoder=..., or --text-encoder on the command line)'
             )
         return self.conditioner
 
@@ -187,6 +224,8 @@ def load_pipeline(
     *,
     weights: str = 'ema',
     class_names: Sequence[str] | str | Path | None = None,
+    lora: str | Path | None = None,
+    lora_strength: float = 1.0,
 ) -> Pipeline:
     """Load a checkpoint with all it takes to draw.
 
@@ -194,15 +233,16 @@ def load_pipeline(
         path: as for :func:`~pixnerd_plugin.load_backbone`.
         text_encoder: folder of the Qwen3 model in transformers layout, for text-to-image networks.
         device: where to compute; by default a GPU if there is one.
-        dtype: of the network, ``'float32'`` or ``'bfloat16'``; by default the file's.
+        dtype: of the network, ``'float32'``, ``'bfloat16'`` or ``'float16'``; by default the file's.
         weights: ``'ema'`` or ``'raw'``, where the file tells which it has.
         class_names: of a class-conditional network, or a text file of them, one a line; by default the file's.
+        lora: file or PEFT folder of a low-rank adapter, added to the weights ``lora_strength`` times.
 
     Raises:
         FileNotFoundError: if there is no such file or folder.
         ValueError: if the file is damaged or no network, or an argument does not fit it; one line.
     """
-    device = resolve_device(device)
+    device, dtype = resolve_device(device), resolve_dtype(dtype)
     checkpoint = read_checkpoint(path, weights)
     metadata, architecture = checkpoint.metadata, checkpoint.architecture
     is_text = 'text_dim' in architecture
@@ -216,7 +256,10 @@ def load_pipeline(
     sampler = build_part(metadata.get('sampling') or default_sampling(architecture), 'sampler')
     published = (_PATCHES_OF_TEXT if is_text else _PATCHES_OF_CLASSES) * architecture['patch_size']
     side = metadata.get('resolution') or published
-    net = checkpoint.load().to(device, resolve_dtype(dtype)).eval()
+    net = checkpoint.load()
+    if lora is not None:
+        apply_lora(net, lora, lora_strength)
+    net = net.to(device, dtype).eval()
     return Pipeline(net, sampler, conditioner and conditioner.to(device), (side, side), path)
 
 
@@ -224,14 +267,20 @@ def resolve_device(device: torch.device | str | None = None) -> torch.device:
     """``device``, by default a GPU if there is one.
 
     Raises:
-        ValueError: if it is a GPU and there is none, or no device at all.
+        ValueError: if torch does not know it, or this machine has none.
     """
+    wanted = device or ('cuda' if torch.cuda.is_available() else 'cpu')
     try:
-        device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
-    except RuntimeError:
-        raise ValueError(f"device {device!r} is not known; use 'cuda', 'cuda:1', 'mps' or 'cpu'") from None
-    if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f'device {str(device)!r}: this machine has no such usable GPU; leave it out or use cpu')
+        device = torch.device(wanted)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device {str(wanted)!r} is not known; use 'cuda', 'cuda:1', 'mps' or 'cpu'") from None
+    try:
+        torch.empty(1, device=device).cpu()
+    # Each backend says in its own way that it is not there; 'meta' holds no numbers.
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise ValueError(
+            f'device {str(wanted)!r}: this machine has no such usable device; leave it out or use cpu'
+        ) from None
     return device
 
 
@@ -241,11 +290,10 @@ def resolve_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     Raises:
         ValueError: if networks do not compute in it.
     """
-    if isinstance(dtype, str):
-        if dtype not in DTYPES:
-            raise ValueError(f'dtype {dtype!r} is not known; use one of {", ".join(DTYPES)}')
-        return DTYPES[dtype]
-    return dtype
+    known = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if dtype is not None and known not in DTYPES.values():
+        raise ValueError(f'dtype {str(dtype)!r} is not known; use one of {", ".join(DTYPES)}')
+    return known
 
 
 def _text_encoder(folder: str | Path, architecture: dict[str, Any], path: str | Path) -> Qwen3TextEncoder:

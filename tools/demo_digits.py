@@ -17,41 +17,33 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    import torch
-
-    from pixnerd_plugin.checkpoints import load_backbone, read_checkpoint
+    from pixnerd_plugin import load_pipeline
     from pixnerd_plugin.engine.resume import find_checkpoint
-    from pixnerd_plugin.functional.noise import draw_noise, picture_generators
     from pixnerd_plugin.images import image_grid, save_png, to_uint8
-    from pixnerd_plugin.registry import MODELS
 
     path = find_checkpoint(args.work_dir)
     if path is None:
         raise FileNotFoundError(f'no checkpoint in {args.work_dir}; train one first: make demo')
-    net = load_backbone(path).eval()
-    metadata = read_checkpoint(path).metadata
-    sampler, size = MODELS.build(metadata['sampling']), metadata['resolution']
-
-    labels = torch.arange(NUM_SCORED) % 10
-    null = torch.tensor([net.num_classes])
-    noise = draw_noise(picture_generators(range(args.seed, args.seed + NUM_SCORED)), (3, size, size))
-    print(f'Sampling {NUM_SCORED} digits in {sampler.num_steps} steps.')
-    images = sampler.sample(net, noise, labels, null)
-    pixels = to_uint8(images)
+    pipe = load_pipeline(path, device='cpu')
+    labels = [index % 10 for index in range(NUM_SCORED)]
+    seeds = range(args.seed, args.seed + NUM_SCORED)
+    print(f'Sampling {NUM_SCORED} digits in {pipe.sampler.num_steps} steps.')
+    pixels = to_uint8(pipe.sample(labels, seeds))
     grid, zoom, curve = (args.work_dir / name for name in ('grid.png', 'zoom.png', 'loss.png'))
     save_png(grid, enlarge(image_grid(pixels[:100], 10), 2))
 
     # Ten digits as functions of the plane: one sampling run, rendered at each scale, shown at the same width.
-    _, field = sampler.sample(net, noise[:10], labels[:10], null, record_field=True)
+    _, field = pipe.sample(labels[:10], seeds[:10], record_field=True)
+    height, width = pipe.size
     rows = []
     for scale in SCALES:
-        fine = to_uint8(field.decode((size * scale, size * scale)))
+        fine = to_uint8(field.decode((height * scale, width * scale)))
         rows.append(enlarge(image_grid(fine, 10, gap=scale), max(SCALES) // scale))
     save_png(zoom, stack_rows(rows))
     draw_loss(args.work_dir, curve)
     for what, file in (('digits', grid), (f'at {SCALES} times the size', zoom), ('loss', curve)):
         print(f'{what}: {file}')
-    print(f'recognised: {recognise(pixels, labels.numpy()):.1%} of {NUM_SCORED}'.replace('%', ' %'))
+    print(f'recognised: {recognise(pixels, labels):.1%} of {NUM_SCORED}'.replace('%', ' %'))
 
 
 def enlarge(pixels, factor: int):

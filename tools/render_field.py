@@ -5,6 +5,8 @@ import argparse
 import json
 from pathlib import Path
 
+import options
+
 PNG_LIMIT = 4096**2
 TIFF_SUFFIXES = ('.tif', '.tiff')
 
@@ -13,8 +15,12 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('field', help='field trajectory, .safetensors (tools/sample.py --save-field)')
     parser.add_argument('out', type=Path, help='picture to write: .tif of any size, or .png up to 4096x4096 pixels')
-    parser.add_argument('--size', metavar='HxW', help='size of the whole picture in pixels (as sampled)')
-    parser.add_argument('--region', metavar='T,L,B,R', help='render only this region, in pixels of that size')
+    parser.add_argument(
+        '--size', type=options.size, metavar='HxW', help='size of the whole picture in pixels (as sampled)'
+    )
+    parser.add_argument(
+        '--region', type=options.region, metavar='T,L,B,R', help='render only this region, in pixels of that size'
+    )
     parser.add_argument('--picture', type=int, default=0, metavar='N', help='which of the pictures in the file (0)')
     parser.add_argument('--grain', type=float, default=0.0, help='share of noise of its own in every pixel, 0 to 1 (0)')
     parser.add_argument('--seed', type=int, default=0, help='seed of the grain (0)')
@@ -30,7 +36,6 @@ def main(args: argparse.Namespace) -> None:
     import torch
     from tqdm import tqdm
 
-    from pixnerd_plugin.cli import parse_region, parse_size
     from pixnerd_plugin.images import to_uint8
     from pixnerd_plugin.memory import memory
     from pixnerd_plugin.sampling import FieldTrajectory
@@ -39,8 +44,8 @@ def main(args: argparse.Namespace) -> None:
         raise ValueError(f'--tile {args.tile} must be a multiple of 16, as TIFF wants it')
     field = FieldTrajectory.load(args.field).picture(args.picture)
     field = field.to(args.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
-    size = parse_size(args.size) if args.size else field.size
-    region = parse_region(args.region) if args.region else (0, 0, *size)
+    size = args.size or field.size
+    region = args.region or (0, 0, *size)
     height, width = region[2] - region[0], region[3] - region[1]
     is_tiff = check_out(args.out, height, width)
 

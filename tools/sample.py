@@ -5,142 +5,151 @@ import argparse
 import hashlib
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
+import options
+
 DECODED = '_decoded'
-
-
-def size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r'(\d+)x(\d+)', text)
-    if not match or 0 in map(int, match.groups()):
-        raise argparse.ArgumentTypeError(f'{text!r} is not HEIGHTxWIDTH, such as 512x768')
-    return int(match[1]), int(match[2])
-
-
-def numbers(count: int, kind: type):
-    def parse(text: str) -> tuple:
-        parts = text.split(',')
-        try:
-            values = tuple(kind(part) for part in parts)
-        except ValueError:
-            values = ()
-        if len(values) != count:
-            raise argparse.ArgumentTypeError(f'{text!r} is not {count} numbers separated by commas')
-        return values
-
-    return parse
+SAMPLERS = dict(
+    adams=dict(type='AdamsFlowSampler'),
+    euler=dict(type='EulerFlowSampler', stochastic=False),
+    heun=dict(type='HeunFlowSampler'),
+    sde=dict(type='EulerFlowSampler', stochastic=True),
+)
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('checkpoint', help='published .ckpt, a .pth of tools/train.py, or .safetensors')
     what = parser.add_argument_group('what to draw')
-    what.add_argument('--class-label', nargs='+', metavar='CLASS', help='class numbers or names; one picture each')
+    what.add_argument('--class-label', nargs='+', metavar='CLASS', help='class numbers or names')
     what.add_argument('--class-names', metavar='FILE', help='names of the classes, one a line, if the file has none')
-    what.add_argument('--prompt', nargs='+', help='prompts; one picture each')
+    what.add_argument('--prompt', nargs='+', help='prompts, each in quotes')
     what.add_argument(
         '--prompts', metavar='FILE', help='a file of prompts, one a line; pictures already there are kept'
     )
     what.add_argument('--negative', default='', help='prompt to guide away from (the empty prompt)')
     what.add_argument('--text-encoder', metavar='FOLDER', help='Qwen3 folder in transformers layout')
-    what.add_argument('--seed', type=int, default=0, help='seed of the first picture of each class or prompt (0)')
+    what.add_argument(
+        '--seed',
+        type=options.words,
+        nargs='+',
+        default=[],
+        metavar='N',
+        help='seed of the first picture of each class or prompt (0), or the seeds of all of them',
+    )
     what.add_argument('--num', type=int, default=1, help='pictures of each class or prompt, seeds counting up (1)')
     shape = parser.add_argument_group('size')
-    shape.add_argument('--size', type=size, metavar='HxW', help='size in pixels; by default as trained')
+    shape.add_argument('--size', type=options.size, metavar='HxW', help='size in pixels; by default as trained')
     shape.add_argument(
-        '--token-grid', type=size, metavar='RxC', help='fixed grid of tokens, the field sampled more finely (32x32)'
+        '--token-grid',
+        type=options.size,
+        metavar='RxC',
+        help='fixed grid of tokens, the field sampled more finely (32x32)',
     )
-    shape.add_argument('--decode', type=size, metavar='HxW', help='also render the sampled field at this size')
-    shape.add_argument('--region', type=numbers(4, int), metavar='T,L,B,R', help='only this region of --decode')
+    shape.add_argument('--decode', type=options.size, metavar='HxW', help='also render the sampled field at this size')
+    shape.add_argument('--region', type=options.region, metavar='T,L,B,R', help='only this region of --decode')
     shape.add_argument('--grain', type=float, default=0.0, help='share of independent noise in --decode (0)')
     shape.add_argument(
         '--save-field', action='store_true', help="also write each batch's field, for tools/render_field.py"
     )
     solver = parser.add_argument_group('solver; defaults are those of the checkpoint')
-    solver.add_argument('--sampler', choices=['adams', 'euler', 'heun', 'sde'])
+    solver.add_argument('--sampler', choices=list(SAMPLERS))
     solver.add_argument('--steps', type=int)
     solver.add_argument('--order', type=int, help='order of the Adams solver, 1 to 4')
     solver.add_argument('--guidance', type=float, help='guidance scale')
-    solver.add_argument('--interval', type=numbers(2, float), metavar='MIN,MAX', help='times between which to guide')
+    solver.add_argument('--interval', type=options.interval, metavar='MIN,MAX', help='times between which to guide')
     solver.add_argument('--timeshift', type=float)
     run = parser.add_argument_group('running and writing')
     run.add_argument('--out', type=Path, default=Path('samples'), help='folder for the pictures (samples)')
     run.add_argument('--grid', action='store_true', help='also write grid.png with all pictures')
     run.add_argument('--gif', action='store_true', help='also write trajectory.gif, the denoising of all pictures')
     run.add_argument('--weights', choices=['ema', 'raw'], default='ema')
-    run.add_argument('--lora', metavar='FILE[:STRENGTH]', help='low-rank adapter to apply')
+    run.add_argument('--lora', type=options.lora, metavar='FILE[:STRENGTH]', help='low-rank adapter to apply')
     run.add_argument('--batch-size', type=int, default=8, help='pictures sampled at once (8)')
-    run.add_argument('--device', help="'cuda', 'cpu', ...; by default a GPU if there is one")
-    run.add_argument('--dtype', choices=['float32', 'bfloat16'], help="of the network; by default the checkpoint's")
+    options.add_device(run)
+    run.add_argument(
+        '--dtype', choices=['float32', 'bfloat16', 'float16'], help="of the network; by default the checkpoint's"
+    )
     return parser.parse_args()
 
 
 def main(args: argparse.Namespace) -> None:
-    import torch
     from tqdm import tqdm
 
-    from pixnerd_plugin.checkpoints import load_backbone, read_checkpoint
+    from pixnerd_plugin import load_pipeline
     from pixnerd_plugin.functional.noise import draw_noise, picture_generators
     from pixnerd_plugin.images import image_grid, save_png, to_uint8
 
     check(args)
-    net = load_backbone(args.checkpoint, args.weights)
-    metadata, weights = read_checkpoint(args.checkpoint, args.weights).metadata, digest(net)
-    if args.lora:
-        from pixnerd_plugin.checkpoints.lora import apply_lora
+    seeds = read_seeds(args)
+    wanted = read_prompts(args.prompts) if args.prompts else args.class_label or args.prompt
+    lora, strength = args.lora or (None, 1.0)
+    pipe = load_pipeline(
+        args.checkpoint,
+        args.text_encoder,
+        args.device,
+        args.dtype,
+        weights=args.weights,
+        class_names=args.class_names,
+        lora=lora,
+        lora_strength=strength,
+    )
+    if pipe.is_text == bool(args.class_label):
+        draws = 'prompts, not classes; use --prompt' if pipe.is_text else 'classes, not prompts; use --class-label'
+        raise ValueError(f'{args.checkpoint} draws {draws}')
+    if args.class_label:
+        wanted = split_labels(wanted, pipe.conditioner)
+    pipe.check(wanted, seeds, args.size, args.token_grid)
+    sampler = make_sampler(args, pipe.sampler)
+    height, width = pipe.size_of(args.size)
 
-        path, _, strength = args.lora.partition(':')
-        apply_lora(net, path, float(strength or 1))
-    device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
-    net = net.to(device, getattr(torch, args.dtype) if args.dtype else None).eval()
-    conditioner = make_conditioner(args, net, metadata).to(device)
-    sampler = make_sampler(args, net, metadata)
-    height, width = picture_size(args, net, metadata)
-
-    jobs = make_jobs(args, sampler, (height, width), weights)
+    jobs = make_jobs(args, pipe, wanted, seeds, sampler)
     todo = [job for job in jobs if not (args.prompts and is_done(job, args))]
     if len(todo) < len(jobs):
         print(f'{len(jobs) - len(todo)} of {len(jobs)} pictures are there already')
-    null = conditioner([args.negative]) if args.negative else conditioner.null(1)
     frames, pictures = [], []
     with tqdm(total=len(todo) * sampler.num_steps, unit='step', disable=None) as bar:
         for start in range(0, len(todo), args.batch_size):
             batch = todo[start : start + args.batch_size]
-            generators = picture_generators([job['seed'] for job in batch])
-            noise = draw_noise(generators, (net.in_channels, height, width)).to(device)
-            steps = [noise]
+            numbers = [job['seed'] for job in batch]
+            steps = []
+            if args.gif:
+                shape = (pipe.net.in_channels, height, width)
+                steps.append(to_uint8(draw_noise(picture_generators(numbers), shape)))
 
             def after(step, steps=steps):
                 bar.update(len(step.x))
                 if args.gif:
-                    steps.append(step.denoised)
+                    steps.append(to_uint8(step.denoised))
 
-            result = sampler.sample(
-                net,
-                noise,
-                conditioner([job['condition'] for job in batch]),
-                null,
+            result = pipe.sample(
+                [job['condition'] for job in batch],
+                numbers,
+                args.size,
+                sampler=sampler,
+                negative_prompt=args.negative,
                 token_grid=args.token_grid,
                 record_field=args.decode is not None or args.save_field,
                 callback=after,
-                generators=generators,
             )
             images, field = result if isinstance(result, tuple) else (result, None)
-            require_finite(images, args.checkpoint)
             if args.save_field:
                 field.save(batch[0]['path'].with_suffix('.safetensors'))
             if args.decode:
-                decoded = field.decode(args.decode, args.region, grain=args.grain, seed=args.seed)
+                decoded = field.decode(args.decode, args.region, grain=args.grain, seed=seeds[0])
                 save(batch, to_uint8(decoded), suffix=DECODED)
             # The picture last: where it is, the rest is too, for those who resume.
             save(batch, to_uint8(images))
             if args.grid:
                 pictures.extend(to_uint8(images))
-            frames.append([to_uint8(step) for step in steps] if args.gif else [])
+            frames.append(steps)
+    columns = len(seeds) if len(seeds) > 1 else None
     if args.grid and pictures:
-        save_png(args.out / 'grid.png', image_grid(stack(pictures), args.num if args.num > 1 else None))
+        save_png(args.out / 'grid.png', image_grid(stack(pictures), columns))
     if args.gif and todo:
-        save_gif(args.out / 'trajectory.gif', frames, args.num if args.num > 1 else None)
+        save_gif(args.out / 'trajectory.gif', frames, columns)
     print(f'{len(todo)} pictures of {height}x{width} in {args.out}')
 
 
@@ -149,88 +158,91 @@ def check(args: argparse.Namespace) -> None:
     given = [name for name in ('class_label', 'prompt', 'prompts') if getattr(args, name)]
     if len(given) != 1:
         raise ValueError('give one of --class-label, --prompt and --prompts: what is to be drawn?')
+    if args.prompt and not all(prompt.strip() for prompt in args.prompt):
+        raise ValueError('--prompt: one of the prompts is empty; write what is to be drawn, in quotes')
     for name in ('num', 'batch_size'):
         if getattr(args, name) < 1:
             raise ValueError(f'--{name.replace("_", "-")} must be at least 1, got {getattr(args, name)}')
     if args.region and not args.decode:
         raise ValueError('--region is a region of the picture that --decode HxW renders; give both')
-    if args.device and args.device.startswith('cuda'):
-        import torch
-
-        if not torch.cuda.is_available():
-            raise ValueError(f'--device {args.device}: this machine has no usable GPU; leave it out or use cpu')
 
 
-def make_conditioner(args, net, metadata):
-    from pixnerd_plugin.models.conditioners import LabelConditioner, Qwen3TextEncoder
-
-    if net.text_dim is None:
-        if not args.class_label:
-            raise ValueError(f'{args.checkpoint} draws classes, not prompts; use --class-label')
-        return LabelConditioner(net.num_classes, args.class_names or metadata.get('class_names'))
-    if args.class_label:
-        raise ValueError(f'{args.checkpoint} draws prompts, not classes; use --prompt')
-    if not args.text_encoder:
-        raise ValueError('prompts need --text-encoder FOLDER, the Qwen3 model the weights were trained with')
-    encoder = Qwen3TextEncoder(args.text_encoder, net.text_length)
-    if encoder.dim != net.text_dim:
-        raise ValueError(
-            f'--text-encoder {args.text_encoder} gives embeddings of width {encoder.dim}, and {args.checkpoint} '
-            f'was trained with {net.text_dim}'
-        )
-    return encoder
+def read_seeds(args: argparse.Namespace) -> list[int]:
+    """The seeds that each class or prompt is drawn with."""
+    given = [text for texts in args.seed for text in texts] or ['0']
+    try:
+        seeds = [int(text) for text in given]
+    except ValueError:
+        raise ValueError(f'--seed {" ".join(given)}: seeds are whole numbers') from None
+    if len(seeds) == 1:
+        return list(range(seeds[0], seeds[0] + args.num))
+    if args.num > 1:
+        raise ValueError(f'--num {args.num} counts up from one --seed, and {len(seeds)} are given; leave one out')
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f'--seed {" ".join(given)}: one is given twice, which would draw the same picture twice')
+    return seeds
 
 
-def make_sampler(args, net, metadata):
-    """The sampler of the checkpoint's metadata, else of the published variant, with what the command line changes."""
-    from pixnerd_plugin.registry import MODELS
+def split_labels(given: list[str], conditioner) -> list[str]:
+    """``'cat,dog'`` is two classes, unless one has that name."""
+    labels = []
+    for text in given:
+        try:
+            conditioner([text])
+        except ValueError:
+            labels += options.words(text) if ',' in text else [text]
+        else:
+            labels.append(text)
+    return labels
 
-    published = dict(type='EulerFlowSampler') if net.text_dim is None else dict(type='AdamsFlowSampler')
-    config = dict(metadata.get('sampling') or published)
-    if args.sampler:
-        names = dict(adams='AdamsFlowSampler', euler='EulerFlowSampler', heun='HeunFlowSampler', sde='EulerFlowSampler')
-        common = ('num_steps', 'guidance_scale', 'guidance_interval', 'timeshift')
-        config = dict(type=names[args.sampler], **{name: config[name] for name in common if name in config})
-        if args.sampler == 'sde':
-            config['stochastic'] = True
-    options = dict(
+
+def make_sampler(args: argparse.Namespace, sampler):
+    """The sampler of the checkpoint, with what the command line changes."""
+    settings = dict(
         num_steps=args.steps,
         order=args.order,
         guidance_scale=args.guidance,
         guidance_interval=args.interval,
         timeshift=args.timeshift,
     )
-    if args.order and config['type'] != 'AdamsFlowSampler':
+    changed = {name: value for name, value in settings.items() if value is not None}
+    sampler = sampler.replace(**SAMPLERS.get(args.sampler, {}))
+    if args.order and 'order' not in sampler.stored:
         raise ValueError('--order is of the Adams solver; add --sampler adams')
-    return MODELS.build({**config, **{name: value for name, value in options.items() if value is not None}})
+    return sampler.replace(**changed)
 
 
-def picture_size(args, net, metadata) -> tuple[int, int]:
-    if args.size:
-        return args.size
-    trained = metadata.get('resolution') or (16 if net.text_dim is None else 32) * net.patch_size
-    return trained, trained
+def make_jobs(args: argparse.Namespace, pipe, wanted: list[str], seeds: list[int], sampler) -> list[dict]:
+    """One picture each: condition, seed, file, and the parameters that go into it.
 
-
-def make_jobs(args, sampler, shape: tuple[int, int], weights: str) -> list[dict]:
-    """One picture each: condition, seed, file, and the parameters that go into it."""
-    conditions = read_prompts(args.prompts) if args.prompts else args.class_label or args.prompt
-    jobs = []
-    for index, condition in enumerate(conditions):
-        name = f'{index:05d}' if net_is_text(args) else re.sub(r'\W+', '_', condition)
-        for seed in range(args.seed, args.seed + args.num):
+    A class or prompt that is asked for again goes on with the seeds after those it had: no two pictures are the same.
+    """
+    weights = f'{args.weights} {digest(pipe.net)}'
+    jobs, times, names = [], Counter(), {}
+    for index, condition in enumerate(wanted):
+        if args.class_label:
+            key = int(pipe.conditioner([condition])[0])
+            name = re.sub(r'\W+', '_', condition)
+            while names.setdefault(name.casefold(), key) != key:
+                name = f'{name}_{key}'  # another class, whose name differs in what file names cannot hold
+        else:
+            key, name = (index if args.prompts else condition), f'{index:05d}'
+        again, times[key] = times[key], times[key] + 1
+        if again and len(seeds) > 1 and seeds != list(range(seeds[0], seeds[0] + len(seeds))):
+            raise ValueError(f'{condition!r} is asked for twice with the same seeds; ask for it once')
+        for seed in (seed + again * len(seeds) for seed in seeds):
             parameters = dict(
                 condition=condition,
                 seed=seed,
-                size=list(shape),
+                size=list(pipe.size_of(args.size)),
                 sampler=sampler.config(),
                 checkpoint=Path(args.checkpoint).name,
-                weights=f'{args.weights} {weights}',
+                weights=weights,
             )
             optional = dict(
                 negative=args.negative,
                 token_grid=args.token_grid,
-                lora=args.lora,
+                lora=args.lora and f'{args.lora[0]}:{args.lora[1]:g}',
                 decode=args.decode,
                 region=args.region,
                 grain=args.grain,
@@ -261,10 +273,6 @@ def digest(net) -> str:
     return hashlib.sha256(values.cpu().numpy().tobytes()).hexdigest()[:8]
 
 
-def net_is_text(args) -> bool:
-    return not args.class_label
-
-
 def is_done(job: dict, args: argparse.Namespace) -> bool:
     """Whether the picture is there, drawn with the same parameters, and its decoding if one is wanted."""
     from PIL import Image
@@ -276,11 +284,6 @@ def is_done(job: dict, args: argparse.Namespace) -> bool:
             return image.info.get('pixnerd') == job['parameters']
     except OSError:
         return False
-
-
-def require_finite(images, checkpoint: str) -> None:
-    if not images.isfinite().all():
-        raise ValueError(f'{checkpoint}: the network gave NaN or infinity; try --dtype float32 or a lower --guidance')
 
 
 def with_suffix(path: Path, suffix: str) -> Path:

@@ -6,6 +6,8 @@ import base64
 import io
 import os
 
+import options
+
 VIEW = 256  # pixels of the longer side of what is shown, at least
 MAX_ZOOM = 64
 
@@ -17,65 +19,29 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--class-names', metavar='FILE', help='names of the classes, one a line, if the file has none')
     parser.add_argument('--host', default='127.0.0.1', help='address to listen on (127.0.0.1: this machine only)')
     parser.add_argument('--port', type=int, default=7860, help='port (7860)')
-    parser.add_argument('--device', help="'cuda', 'cpu', ...; by default a GPU if there is one")
+    options.add_device(parser)
     return parser.parse_args()
 
 
-class Studio:
-    """A checkpoint ready to draw. Pictures are uint8 arrays (H, W, 3)."""
+def draw(pipe, what: str, negative: str, size: tuple[int, int], steps: int, order: int, guidance: float, seed: int,
+         progress=lambda done, total: None):  # fmt: skip
+    """Sample one picture, uint8 (H, W, 3); returns it, its denoising as the bytes of a GIF, and its field."""
+    from pixnerd_plugin.functional.noise import draw_noise, picture_generators
+    from pixnerd_plugin.images import to_uint8
 
-    def __init__(self, checkpoint: str, text_encoder: str | None, class_names: str | None, device: str | None):
-        import torch
+    settings = dict(num_steps=steps, order=order, guidance_scale=guidance)
+    sampler = pipe.sampler.replace(type='AdamsFlowSampler', **settings)
+    pipe.check([what], [seed], size)
+    frames = [to_uint8(draw_noise(picture_generators([seed]), (pipe.net.in_channels, *size)))[0]]
 
-        from pixnerd_plugin.checkpoints import load_backbone, read_checkpoint
-        from pixnerd_plugin.models.conditioners import LabelConditioner, Qwen3TextEncoder
-        from pixnerd_plugin.registry import MODELS
+    def after(step):
+        frames.append(to_uint8(step.denoised)[0])
+        progress(step.index + 1, step.num_steps)
 
-        device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
-        self.net = load_backbone(checkpoint).to(device).eval()
-        metadata = read_checkpoint(checkpoint).metadata
-        self.is_text = self.net.text_dim is not None
-        if self.is_text:
-            if not text_encoder:
-                raise ValueError(f'{checkpoint} draws prompts; give --text-encoder FOLDER, its Qwen3 model')
-            self.conditioner = Qwen3TextEncoder(text_encoder, self.net.text_length).to(device)
-            if self.conditioner.dim != self.net.text_dim:
-                raise ValueError(
-                    f'--text-encoder {text_encoder} gives embeddings of width {self.conditioner.dim}, and {checkpoint} '
-                    f'was trained with {self.net.text_dim}'
-                )
-        else:
-            names = class_names or metadata.get('class_names')
-            self.conditioner = LabelConditioner(self.net.num_classes, names).to(device)
-        self.device = device
-        self.resolution = metadata.get('resolution') or (32 if self.is_text else 16) * self.net.patch_size
-        published = dict(type='AdamsFlowSampler') if self.is_text else dict(type='EulerFlowSampler')
-        self.sampler = MODELS.build(metadata.get('sampling') or published)
-
-    def draw(self, what: str, negative: str, height: int, width: int, steps: int, order: int, guidance: float,
-             seed: int, progress=lambda done, total: None):  # fmt: skip
-        """Sample one picture; returns it, its denoising as the bytes of a GIF, and its field trajectory."""
-        import torch
-
-        from pixnerd_plugin.functional.noise import draw_noise, picture_generators
-        from pixnerd_plugin.images import to_uint8
-        from pixnerd_plugin.sampling import AdamsFlowSampler
-
-        sampler = AdamsFlowSampler(steps, order, guidance, self.sampler.guidance_interval, self.sampler.timeshift)
-        null = self.conditioner([negative]) if negative and self.is_text else self.conditioner.null(1)
-        noise = draw_noise(picture_generators([seed]), (self.net.in_channels, height, width)).to(self.device)
-        frames = [to_uint8(noise)[0]]
-
-        def after(step):
-            frames.append(to_uint8(step.denoised)[0])
-            progress(step.index + 1, step.num_steps)
-
-        image, field = sampler.sample(
-            self.net, noise, self.conditioner([what]), null, record_field=True, callback=after
-        )
-        if not torch.isfinite(image).all():
-            raise ValueError('the network gave NaN or infinity; lower the guidance')
-        return to_uint8(image)[0], animation(frames), field
+    image, field = pipe.sample(
+        [what], [seed], size, sampler=sampler, negative_prompt=negative, record_field=True, callback=after
+    )
+    return to_uint8(image)[0], animation(frames), field
 
 
 def zoom(field, factor: float, center: tuple[float, float], grain: float):
@@ -117,17 +83,17 @@ def as_html(gif: bytes) -> str:
     return f'<img alt="denoising" src="data:image/gif;base64,{base64.b64encode(gif).decode()}">'
 
 
-def build_app(studio: Studio):
+def build_app(pipe):
     """The page. Each visitor's field is kept in the page's own state."""
     import gradio as gr
 
-    def draw(what, negative, height, width, steps, order, guidance, seed, progress=gr.Progress()):  # noqa: B008
+    def sample(what, negative, height, width, steps, order, guidance, seed, progress=gr.Progress()):  # noqa: B008
         def show(done, total):
             progress((done, total), desc='drawing')
 
         try:
-            picture, gif, field = studio.draw(
-                str(what), negative, int(height), int(width), int(steps), int(order), guidance, int(seed), show
+            picture, gif, field = draw(
+                pipe, str(what), negative, (int(height), int(width)), int(steps), int(order), guidance, int(seed), show
             )
         except ValueError as error:
             raise gr.Error(str(error)) from None
@@ -149,14 +115,14 @@ def build_app(studio: Studio):
         gr.Markdown('# PixNerd\nDraw a picture, then look closer: click where, and choose how much.')
         with gr.Row():
             with gr.Column(min_width=260):
-                what, negative = inputs_for(studio, gr)
-                side, patch = studio.resolution, studio.net.patch_size
+                what, negative = inputs_for(pipe, gr)
+                (rows, columns), patch = pipe.size, pipe.net.patch_size
                 with gr.Row():
-                    height = gr.Number(side, label='height', precision=0, step=patch, minimum=patch)
-                    width = gr.Number(side, label='width', precision=0, step=patch, minimum=patch)
-                steps = gr.Slider(1, 100, studio.sampler.num_steps, step=1, label='steps')
-                order = gr.Slider(1, 4, studio.sampler.order, step=1, label='order of the solver (1: Euler)')
-                guidance = gr.Slider(1, 10, studio.sampler.guidance_scale, step=0.1, label='guidance')
+                    height = gr.Number(rows, label='height', precision=0, step=patch, minimum=patch)
+                    width = gr.Number(columns, label='width', precision=0, step=patch, minimum=patch)
+                steps = gr.Slider(1, 100, pipe.sampler.num_steps, step=1, label='steps')
+                order = gr.Slider(1, 4, pipe.sampler.order, step=1, label='order of the solver (1: Euler)')
+                guidance = gr.Slider(1, 10, pipe.sampler.guidance_scale, step=0.1, label='guidance')
                 seed = gr.Number(0, label='seed', precision=0, minimum=0)
                 button = gr.Button('Draw', variant='primary')
             with gr.Column(min_width=260):
@@ -168,7 +134,7 @@ def build_app(studio: Studio):
                 grain = gr.Slider(0, 1, 0, step=0.05, label='grain')
         field, center = gr.State(), gr.State((0.5, 0.5))
         settings = [what, negative, height, width, steps, order, guidance, seed]
-        button.click(draw, settings, [picture, gif, field, center, view, factor])
+        button.click(sample, settings, [picture, gif, field, center, view, factor])
         for slider in (factor, grain):
             # Dragged, or typed beside it; of what is asked for while one view is decoded, the last.
             slider.input(look, [field, factor, center, grain], view, trigger_mode='always_last')
@@ -176,11 +142,11 @@ def build_app(studio: Studio):
     return app
 
 
-def inputs_for(studio: Studio, gr):
+def inputs_for(pipe, gr):
     """What is asked for: a prompt and what to avoid, or a class."""
-    if studio.is_text:
+    if pipe.is_text:
         return gr.Textbox(label='prompt', lines=2), gr.Textbox(label='negative prompt')
-    names = studio.conditioner.class_names or range(studio.net.num_classes)
+    names = pipe.class_names or range(pipe.net.num_classes)
     choices = [
         (f'{index}: {name}' if str(index) != str(name) else name, str(index)) for index, name in enumerate(names)
     ]
@@ -189,15 +155,16 @@ def inputs_for(studio: Studio, gr):
 
 def main(args: argparse.Namespace) -> None:
     os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'
-    try:
-        import gradio as gr
-    except ImportError:
-        raise ValueError('the web demo needs gradio; pip install "gradio>=6"') from None
+    import gradio as gr
 
-    studio = Studio(args.checkpoint, args.text_encoder, args.class_names, args.device)
+    from pixnerd_plugin import load_pipeline
+
+    pipe = load_pipeline(args.checkpoint, args.text_encoder, args.device, class_names=args.class_names)
+    if pipe.conditioner is None:
+        raise ValueError(f'{args.checkpoint} draws prompts; give --text-encoder FOLDER, its Qwen3 model')
     # The fonts of the default theme are fetched from the network.
     theme = gr.themes.Base(font=['system-ui', 'sans-serif'], font_mono=['monospace'])
-    build_app(studio).launch(
+    build_app(pipe).launch(
         server_name=args.host, server_port=args.port, share=False, theme=theme, footer_links=[], quiet=False
     )
 

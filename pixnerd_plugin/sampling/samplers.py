@@ -111,7 +111,10 @@ class FlowSampler:
         Raises:
             ValueError: if the sampler has no such setting, or refuses its value; the message names it.
         """
-        sampler = self.__class__ if type is None else MODELS.get(type)
+        sampler = self.__class__ if type is None else MODELS.module_dict.get(type)
+        if getattr(sampler, 'role', None) != 'sampler':
+            known = [name for name, part in MODELS.module_dict.items() if getattr(part, 'role', '') == 'sampler']
+            raise ValueError(f'sampler {type!r} is not known; use one of {", ".join(sorted(known))}')
         kept = {name: getattr(self, name) for name in self.stored if name in sampler.stored}
         if unknown := [name for name in settings if name not in sampler.stored]:
             raise ValueError(f'{sampler.__name__} has no setting {unknown[0]}; it has {", ".join(sampler.stored)}')

@@ -69,7 +69,6 @@ def test_a_tiff_is_written_tile_by_tile(field, render, tmp_path):
     [
         (['a.jpg'], r'\.png'),
         (['a.png', '--size', '8000x8000'], 'tiled TIFF'),
-        (['a.png', '--size', '8k'], 'HEIGHTxWIDTH'),
         (['a.png', '--region', '0,0,9,9'], 'region'),
         (['a.png', '--picture', '2'], 'picture 2'),
         (['a.tif', '--tile', '20'], 'multiple of 16'),

@@ -92,6 +92,36 @@ def test_classes_by_name_and_number_with_grid_animation_and_decoding(sample, cla
     assert np.abs(pixels(alone / '1_seed6.png').astype(int) - pixels(out / 'one_seed6.png')).max() <= 1
 
 
+def test_classes_and_seeds_as_people_write_them(sample, classes, tmp_path):
+    def names(*arguments):
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        code, printed = sample(classes, *arguments, '--steps', 1, '--out', out)
+        assert code is None
+        found = sorted(path.name.removesuffix('.png') for path in out.iterdir())
+        # It says how many it wrote.
+        assert f'{len(found)} pictures of ' in printed
+        return found
+
+    assert names('--class-label', 'one,two') == ['one_seed0', 'two_seed0']
+    assert names('--class-label', 'one, two', '0') == ['0_seed0', 'one_seed0', 'two_seed0']
+    assert names('--class-label', 'one', '--seed', 1, 5, 9) == ['one_seed1', 'one_seed5', 'one_seed9']
+    assert names('--class-label', 'one', '--seed', '1,5') == ['one_seed1', 'one_seed5']
+    # The same class again goes on with the next seed, whatever it is called.
+    assert names('--class-label', 'one', '1', 'ONE') == ['1_seed1', 'ONE_seed2', 'one_seed0']
+    assert names('--class-label', 'one', 'one', '--num', 2, '--seed', 3) == [f'one_seed{n}' for n in (3, 4, 5, 6)]
+    assert names('--class-label', 'one', '--size', 12) == ['one_seed0']
+    assert pixels(tmp_path / '6/one_seed0.png').shape == (12, 12, 3)
+
+
+def test_names_of_classes_that_files_cannot_tell_apart(sample, classes, tmp_path):
+    (tmp_path / 'names.txt').write_text('a-b\na b\na_b_1')
+    arguments = ('--class-names', tmp_path / 'names.txt', '--class-label', 'a-b', 'a b', 'a_b_1', '--steps', 1)
+    assert sample(classes, *arguments, '--out', tmp_path / 'out')[0] is None
+    assert {path.name for path in (tmp_path / 'out').iterdir()} == {
+        f'{name}_seed0.png' for name in ('a_b', 'a_b_1', 'a_b_1_2')
+    }
+
+
 def test_prompts_from_a_file_are_resumed(sample, texts, tmp_path):
     prompts, out = tmp_path / 'prompts.txt', tmp_path / 'out'
     prompts.write_text('a photo of a cat\n\n一只猫的照片 🐈\n' + 'very long ' * 100 + '\n', encoding='utf-8')
@@ -134,6 +164,17 @@ def test_a_file_that_holds_no_prompts_is_named(sample, texts, tmp_path, content,
         (['CLASSES'], 'give one of'),
         (['CLASSES', '--class-label', '3'], 'classes 0 to 2'),
         (['CLASSES', '--class-label', 'nine'], "'nine'"),
+        (['CLASSES', '--class-label', 'one,nine'], "'nine'"),
+        (['CLASSES', '--class-label', 'one', '3', '--batch-size', '1'], 'classes 0 to 2'),
+        (['CLASSES', '--class-label', 'one', '--seed', 'x'], 'seeds are whole numbers'),
+        (['CLASSES', '--class-label', 'one', '--seed', '-1'], 'seed -1'),
+        (['CLASSES', '--class-label', 'one', '--seed', '1', '5', '1'], 'given twice'),
+        (['CLASSES', '--class-label', 'one', '--seed', '1', '5', '--num', '2'], '--num 2'),
+        (['CLASSES', '--class-label', 'one', '1', '--seed', '1', '5'], "'1' is asked for twice"),
+        (['CLASSES', '--class-label', 'one', '--order', '3', '--sampler', 'heun'], '--sampler adams'),
+        (['CLASSES', '--class-label', 'one', '--token-grid', '3x2'], '3x2'),
+        (['TEXTS', '--prompt', 'a cat', ' ', '--text-encoder', 'QWEN3'], 'empty'),
+        (['TEXTS', '--prompt', 'a cat', '--size', '9', '--text-encoder', 'QWEN3'], '9x9'),
         (['CLASSES', '--class-label', '1', '--size', '9x8'], '9x8'),
         (['CLASSES', '--class-label', '1', '--size', '9x8', '--token-grid', '2x2'], '2x2'),
         (['CLASSES', '--prompt', 'a cat'], 'draws classes'),
@@ -146,7 +187,7 @@ def test_a_file_that_holds_no_prompts_is_named(sample, texts, tmp_path, content,
     ],
 )
 def test_mistakes_get_one_line_and_leave_nothing_behind(sample, classes, texts, tmp_path, arguments, message):
-    files = dict(CLASSES=str(classes), TEXTS=str(texts))
+    files = dict(CLASSES=str(classes), TEXTS=str(texts), QWEN3=str(ROOT / 'tests/data/qwen3_tiny'))
     code, _ = sample(*[files.get(argument, argument) for argument in arguments], '--out', tmp_path / 'out')
     # What sys.exit is given goes to stderr, with exit code 1.
     assert isinstance(code, str)

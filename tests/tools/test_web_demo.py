@@ -3,6 +3,8 @@
 import io
 import json
 import runpy
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from pixnerd_plugin import load_pipeline
 from pixnerd_plugin.registry import MODELS
 from tests.training import ROOT
 
@@ -29,13 +32,15 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def studio(checkpoint):
-    return DEMO['Studio'](checkpoint, None, None, 'cpu')
+def pipe(checkpoint):
+    return load_pipeline(checkpoint, device='cpu')
 
 
-def test_drawing_gives_picture_animation_and_field(studio):
+def test_drawing_gives_picture_animation_and_field(pipe):
     seen = []
-    picture, gif, field = studio.draw('1', '', 8, 12, 3, 2, 2.0, 5, lambda done, total: seen.append((done, total)))
+    picture, gif, field = DEMO['draw'](
+        pipe, '1', '', (8, 12), 3, 2, 2.0, 5, lambda done, total: seen.append((done, total))
+    )
     assert picture.shape == (8, 12, 3)
     assert seen == [(1, 3), (2, 3), (3, 3)]
     with Image.open(io.BytesIO(gif)) as animation:
@@ -43,8 +48,8 @@ def test_drawing_gives_picture_animation_and_field(studio):
     assert field.size == (8, 12)
 
 
-def test_zooming_decodes_a_window_of_constant_size(studio):
-    *_, field = studio.draw('1', '', 8, 8, 2, 1, 1.0, 0)
+def test_zooming_decodes_a_window_of_constant_size(pipe):
+    *_, field = DEMO['draw'](pipe, '1', '', (8, 8), 2, 1, 1.0, 0)
     whole = DEMO['zoom'](field, 1, (0.5, 0.5), 0)
     corner = DEMO['zoom'](field, 2, (0, 1), 0)
     assert whole.shape == corner.shape == (DEMO['VIEW'], DEMO['VIEW'], 3)
@@ -67,7 +72,7 @@ def test_windows_lie_inside_the_picture(factor, center):
     assert abs((right - left) - DEMO['VIEW']) <= 1
 
 
-def test_a_model_of_prompts_wants_its_text_encoder(tmp_path):
+def test_a_model_of_prompts_wants_its_text_encoder(tmp_path, monkeypatch):
     head = dict(type='NeuralFieldHead', width=4, depth=1)
     net = MODELS.build(
         dict(type='PixNerdDiT', dim=16, depth=1, num_heads=2, patch_size=4, text_dim=40, text_depth=1, head=head)
@@ -75,10 +80,30 @@ def test_a_model_of_prompts_wants_its_text_encoder(tmp_path):
     save_file(
         net.state_dict(), tmp_path / 'net.safetensors', {'pixnerd': json.dumps(dict(architecture=net.architecture()))}
     )
-    with pytest.raises(ValueError, match='--text-encoder'):
-        DEMO['Studio'](str(tmp_path / 'net.safetensors'), None, None, 'cpu')
+    monkeypatch.setattr(sys, 'argv', ['web_demo.py', str(tmp_path / 'net.safetensors'), '--device', 'cpu'])
+    monkeypatch.setitem(sys.modules, 'gradio', types.ModuleType('gradio'))
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / 'tools/web_demo.py'), run_name='__main__')
+    assert 'give --text-encoder FOLDER' in end.value.code
+    assert '\n' not in end.value.code
 
 
-def test_the_page_builds(studio):
+def test_a_missing_gradio_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'gradio', None)
+    monkeypatch.setattr(sys, 'argv', ['web_demo.py', 'net.safetensors'])
+    with pytest.raises(SystemExit, match=r'error: gradio is not installed; install it: pip install .*\[web\]'):
+        runpy.run_path(str(ROOT / 'tools/web_demo.py'), run_name='__main__')
+
+
+def test_what_gradio_itself_lacks_is_not_taken_for_gradio(tmp_path, monkeypatch):
+    (tmp_path / 'gradio.py').write_text('import a_package_of_gradio')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, 'gradio', raising=False)
+    monkeypatch.setattr(sys, 'argv', ['web_demo.py', 'net.safetensors'])
+    with pytest.raises(ModuleNotFoundError, match='a_package_of_gradio'):
+        runpy.run_path(str(ROOT / 'tools/web_demo.py'), run_name='__main__')
+
+
+def test_the_page_builds(pipe):
     pytest.importorskip('gradio', minversion='6')
-    DEMO['build_app'](studio)
+    DEMO['build_app'](pipe)

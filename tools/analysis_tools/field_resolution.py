@@ -10,7 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
-TOOLS = Path(__file__).resolve().parents[1]
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import options
 
 
 def parse_args() -> argparse.Namespace:
@@ -37,7 +38,8 @@ def parse_args() -> argparse.Namespace:
 
     native = commands.add_parser('native', help='more tokens against a finer field')
     native.add_argument('checkpoint')
-    native.add_argument('--sizes', nargs='+', default=['40x40', '48x48', '64x64', '32x64'], metavar='HxW')
+    sizes = [(40, 40), (48, 48), (64, 64), (32, 64)]
+    native.add_argument('--sizes', type=options.size, nargs='+', default=sizes, metavar='HxW')
     native.add_argument('--num', type=int, default=200, help='pictures to sample of each (200)')
     native.add_argument('--shown', type=int, default=10, help='of which are drawn (10)')
     native.add_argument('--digits', action='store_true', help='score how many digits are recognised')
@@ -76,15 +78,13 @@ def prepare(folder: str, out: Path, side: int) -> None:
 
 
 def load(path: str):
-    """A network in float32, its sampler and its size."""
-    from pixnerd_plugin.checkpoints import load_backbone, read_checkpoint
-    from pixnerd_plugin.registry import MODELS
+    """A class-conditional network in float32 on the CPU, its sampler and the side of its pictures."""
+    from pixnerd_plugin import load_pipeline
 
-    metadata = read_checkpoint(path).metadata
-    absent = [name for name in ('resolution', 'sampling') if name not in metadata]
-    if absent:
-        raise ValueError(f'{path} does not say its {" and ".join(absent)}; take one that tools/train.py wrote')
-    return load_backbone(path).float().eval(), MODELS.build(metadata['sampling']), metadata['resolution']
+    pipe = load_pipeline(path, device='cpu', dtype='float32')
+    if pipe.is_text:
+        raise ValueError(f'{path} draws prompts; this study takes a class-conditional network')
+    return pipe.net, pipe.sampler, pipe.size[0]
 
 
 def run_compare(args: argparse.Namespace) -> None:
@@ -117,15 +117,11 @@ def run_sheets(args: argparse.Namespace) -> None:
 def run_native(args: argparse.Namespace) -> None:
     from resolution_sheets import draw_native
 
-    from pixnerd_plugin.cli import parse_size
-
     net, sampler, size = load(args.checkpoint)
     score = None
     if args.digits:
-        sys.path.append(str(TOOLS))
         from demo_digits import recognise as score
-    sizes = [parse_size(text) for text in args.sizes]
-    draw_native(net, sampler, size, sizes, args.num, args.shown, args.seed, args.out, score)
+    draw_native(net, sampler, size, args.sizes, args.num, args.shown, args.seed, args.out, score)
 
 
 if __name__ == '__main__':

@@ -9,7 +9,11 @@ estimate of the clean picture after each step (paper Fig. 8), a row a solver.
 
 import argparse
 import json
+import sys
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import options
 
 SOLVERS = {
     'Euler = Adams 1': dict(type='EulerFlowSampler'),
@@ -28,9 +32,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--guidance', type=float, help="guidance scale (the checkpoint's)")
     parser.add_argument('--num', type=int, default=8, help='pictures, classes taking turns (8)')
     parser.add_argument('--strip-steps', type=int, default=8, help='steps of the drawn trajectories (8)')
-    parser.add_argument('--size', type=int, help="side of the pictures in pixels (the checkpoint's)")
+    parser.add_argument('--size', type=options.size, metavar='HxW', help="size in pixels (the checkpoint's)")
     parser.add_argument('--seed', type=int, default=0, help='seed of the first picture (0)')
-    parser.add_argument('--device', help="'cuda', 'cpu', ...; by default a GPU if there is one")
+    options.add_device(parser)
     parser.add_argument('--out', type=Path, default=Path('work_dirs/solvers'), help='folder for figures and numbers')
     return parser.parse_args()
 
@@ -39,41 +43,37 @@ def main(args: argparse.Namespace) -> None:
     import torch
     from tqdm import tqdm
 
-    from pixnerd_plugin.checkpoints import load_backbone, read_checkpoint
+    from pixnerd_plugin import load_pipeline
     from pixnerd_plugin.functional.noise import draw_noise, picture_generators
 
     if min(args.steps) < 1 or args.reference_steps <= max(args.steps):
         raise ValueError(f'--steps {args.steps} must be at least 1 and below --reference-steps {args.reference_steps}')
-    device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
-    net = load_backbone(args.checkpoint).float().eval().to(device)
-    if net.text_dim is not None:
+    pipe = load_pipeline(args.checkpoint, device=args.device, dtype='float32')
+    if pipe.is_text:
         raise ValueError(f'{args.checkpoint} draws prompts; this study takes a class-conditional network')
-    metadata = read_checkpoint(args.checkpoint).metadata
-    size = args.size or metadata.get('resolution') or 16 * net.patch_size
-    base = metadata.get('sampling') or dict(guidance_scale=3.5, guidance_interval=(0.1, 1.0), timeshift=1.0)
-    scale = base['guidance_scale'] if args.guidance is None else args.guidance
-    noise = draw_noise(picture_generators(range(args.seed, args.seed + args.num)), (net.in_channels, size, size))
+    net, device = pipe.net, pipe.device
+    scale = pipe.sampler.guidance_scale if args.guidance is None else args.guidance
+    shape = (net.in_channels, *pipe.size_of(args.size))
+    noise = draw_noise(picture_generators(range(args.seed, args.seed + args.num)), shape)
     labels = (torch.arange(args.num) % net.num_classes).to(device)
     inputs = (net, noise.to(device), labels, torch.tensor([net.num_classes], device=device))
 
-    settings = {
-        f'guidance {scale:g} at every time': EVERYWHERE,
-        f'guidance {scale:g} in {tuple(base["guidance_interval"])}': tuple(base['guidance_interval']),
-    }
+    interval, timeshift = pipe.sampler.guidance_interval, pipe.sampler.timeshift
+    settings = {f'guidance {scale:g} at every time': EVERYWHERE, f'guidance {scale:g} in {interval}': interval}
     calls = sum(args.steps) * (len(SOLVERS) + 1) + args.reference_steps
     errors: dict[str, dict[str, list[float]]] = {}
     with tqdm(total=calls * len(settings), unit='call', disable=None) as bar:
         for setting, interval in settings.items():
-            options = dict(guidance_scale=scale, guidance_interval=interval, timeshift=base['timeshift'])
+            common = dict(guidance_scale=scale, guidance_interval=interval, timeshift=timeshift)
             best = dict(type='AdamsFlowSampler', order=4, num_steps=args.reference_steps)
-            truth = run({**best, **options}, inputs, bar)
+            truth = run({**best, **common}, inputs, bar)
             errors[setting] = {
-                name: [distance(run({**solver, **options, 'num_steps': n}, inputs, bar), truth) for n in args.steps]
+                name: [distance(run({**solver, **common, 'num_steps': n}, inputs, bar), truth) for n in args.steps]
                 for name, solver in SOLVERS.items()
             }
     report(args, errors)
-    options = dict(guidance_scale=scale, guidance_interval=base['guidance_interval'], timeshift=base['timeshift'])
-    draw_strips(args, options, inputs)
+    # The last setting is the checkpoint's own.
+    draw_strips(args, common, inputs)
 
 
 def run(config: dict, inputs: tuple, bar):
@@ -131,7 +131,7 @@ def report(args: argparse.Namespace, errors: dict) -> None:
     print(f'\nfigure: {path}')
 
 
-def draw_strips(args: argparse.Namespace, options: dict, inputs: tuple) -> None:
+def draw_strips(args: argparse.Namespace, common: dict, inputs: tuple) -> None:
     """Write the clean picture that each step heads for: two pictures, each a row a solver, steps from left to right."""
     import numpy as np
 
@@ -143,7 +143,7 @@ def draw_strips(args: argparse.Namespace, options: dict, inputs: tuple) -> None:
     strips = {}
     for name in STRIP_SOLVERS:
         steps: list = []
-        sampler = MODELS.build({**SOLVERS[name], **options, 'num_steps': args.strip_steps})
+        sampler = MODELS.build({**SOLVERS[name], **common, 'num_steps': args.strip_steps})
         sampler.sample(net, noise[:2], labels[:2], null, callback=steps.append)
         strips[name] = np.stack([to_uint8(step.denoised) for step in steps], 1)  # (2, steps, H, W, 3)
     for picture in range(min(2, len(noise))):

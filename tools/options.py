@@ -1,0 +1,71 @@
+"""Options that several commands read alike. Nothing here imports torch: ``--help`` answers at once."""
+
+import argparse
+import re
+from argparse import ArgumentTypeError
+from collections.abc import Callable
+
+
+def size(text: str) -> tuple[int, int]:
+    """``'512x768'`` to height and width, ``'64'`` to both."""
+    match = re.fullmatch(r'(\d+)(?:[xX×](\d+))?', text.strip())
+    sides = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if 0 in sides:
+        raise ArgumentTypeError(f'{text!r} is not HEIGHTxWIDTH, such as 512x768, or one number for both')
+    return sides
+
+
+def region(text: str) -> tuple[int, int, int, int]:
+    """``'0,0,256,512'`` to top, left, bottom and right."""
+    if not re.fullmatch(r'\d+(,\d+){3}', text):
+        raise ArgumentTypeError(f'{text!r} is not TOP,LEFT,BOTTOM,RIGHT in pixels, such as 0,0,256,512')
+    top, left, bottom, right = map(int, text.split(','))
+    return top, left, bottom, right
+
+
+def interval(text: str) -> tuple[float, float]:
+    """``'0.1,1'`` to its two ends."""
+    try:
+        low, high = map(float, text.split(','))
+    except ValueError:
+        raise ArgumentTypeError(f'{text!r} is not MIN,MAX, such as 0.1,1') from None
+    return low, high
+
+
+def lora(text: str) -> tuple[str, float]:
+    """``'adapter.safetensors:0.8'`` to the file and its strength, 1 by default."""
+    match = re.fullmatch(r'(.+):(-?\d*\.?\d+)', text)
+    return (match[1], float(match[2])) if match else (text, 1.0)
+
+
+def numbers(low: int) -> Callable[[str], int]:
+    """A reader of whole numbers from ``low`` on."""
+
+    def number(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise ArgumentTypeError(f'{text!r} is no whole number') from None
+        if value < low:
+            raise ArgumentTypeError(f'must be at least {low}, got {value}')
+        return value
+
+    return number
+
+
+def words(text: str) -> list[str]:
+    """``'1,2'`` to its parts, for options that people separate by commas or by spaces."""
+    return [part.strip() for part in text.split(',') if part.strip()]
+
+
+def add_device(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument('--device', help="'cuda', 'cpu', ...; by default a GPU if there is one")
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """What every command takes that reads a config and may run on several processes."""
+    # Read by engine.config, as mmengine's own DictAction would have to be imported before --help is answered.
+    parser.add_argument(
+        '--cfg-options', nargs='+', action='extend', default=[], metavar='KEY=VALUE', help='replace config entries'
+    )
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
