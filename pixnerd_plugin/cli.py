@@ -43,7 +43,22 @@ def one_line_errors() -> Iterator[None]:
         if line is None or os.environ.get('PIXNERD_TRACEBACK'):
             raise
         rank = f'[rank {os.environ["RANK"]}] ' if 'RANK' in os.environ else ''
+        leave_for_the_launcher(f'{rank}error: {line}')
         sys.exit(f'{rank}error: {line}')
+
+
+def leave_for_the_launcher(line: str) -> None:
+    """Write ``line`` where the scripts that start torchrun look for it, unless another process came first.
+
+    torchrun prints a traceback of its own after the line; they print the line again, last.
+    """
+    if 'PIXNERD_LAST_WORDS' in os.environ:
+        start = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')
+        try:
+            with open(f'{os.environ["PIXNERD_LAST_WORDS"]}_{start}', 'x', encoding='utf-8') as file:
+                file.write(f'{line}\n')
+        except OSError:
+            return
 
 
 def user_error(error: Exception) -> str | None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -104,7 +104,7 @@ class Pipeline:
         from PIL import Image
 
         what = self._wanted(labels, prompts)
-        seeds = [seeds + index for index in range(len(what))] if isinstance(seeds, Integral) else list(seeds)
+        seeds = [seeds + index for index in range(len(what))] if isinstance(seeds, (int, np.integer)) else list(seeds)
         if len(seeds) != len(what):
             raise ValueError(f'{len(what)} pictures are asked for with {len(seeds)} seeds; give one each, or a number')
         if batch_size < 1:
@@ -182,7 +182,7 @@ class Pipeline:
         elif wrong := [prompt for prompt in what if not isinstance(prompt, str)]:
             raise ValueError(f'prompt {wrong[0]!r} is no text; {self.path} draws prompts')
         for seed in seeds:
-            if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
+            if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
                 raise ValueError(f'seed {seed!r} must be a whole number from 0 to 2**63 - 1')
         shape = (1, self.net.in_channels, *self.size_of(size))
         self.net.grid_of(torch.empty(shape, device='meta'), token_grid)
@@ -196,7 +196,7 @@ class Pipeline:
         if size is None:
             return self.size
         sides = tuple(size) if isinstance(size, Sequence) else (size, size)
-        if len(sides) != 2 or not all(isinstance(side, Integral) and side > 0 for side in sides):
+        if len(sides) != 2 or not all(isinstance(side, (int, np.integer)) and side > 0 for side in sides):
             raise ValueError(f'size={size!r} must be (height, width) in pixels, or one number for both')
         return int(sides[0]), int(sides[1])
 
@@ -205,7 +205,7 @@ class Pipeline:
         if given is None or other is not None:
             draws = 'prompts, not classes; give prompts' if self.is_text else 'classes, not prompts; give labels'
             raise ValueError(f'{self.path} draws {draws}=[...] and nothing else')
-        return [given] if isinstance(given, (str, Integral)) else list(given)
+        return [given] if isinstance(given, (str, int, np.integer)) else list(given)
 
     def _require_conditioner(self) -> Conditioner:
         if self.conditioner is None:

@@ -20,6 +20,19 @@ def test_what_the_user_can_put_right_is_one_line(error, line):
     assert stop.value.code == line
 
 
+def test_the_first_to_end_leaves_its_line_for_the_launcher(tmp_path, monkeypatch):
+    monkeypatch.setenv('PIXNERD_LAST_WORDS', str(tmp_path / 'error'))
+    for start, rank, line in ((0, 0, 'of the first start'), (1, 1, 'of the second'), (1, 0, 'of another rank')):
+        monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', str(start))
+        monkeypatch.setenv('RANK', str(rank))
+        with pytest.raises(SystemExit), one_line_errors():
+            raise ValueError(line)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        'error_0': '[rank 0] error: of the first start\n',
+        'error_1': '[rank 1] error: of the second\n',
+    }
+
+
 def test_faults_of_the_program_keep_their_traceback():
     with pytest.raises(KeyError), one_line_errors():
         raise KeyError('name')

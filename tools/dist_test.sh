@@ -15,14 +15,8 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 [[ -f $checkpoint ]] || { echo "error: checkpoint $checkpoint does not exist" >&2; exit 1; }
 [[ $gpus =~ ^[1-9][0-9]*$ ]] || { echo "error: GPUS must be the number of processes on this machine, got '$gpus'" >&2; exit 1; }
 
-if [[ -z ${PYTHON:-} ]]; then
-    PYTHON=python
-    [[ -x $root/.venv/bin/python ]] && PYTHON=$root/.venv/bin/python
-fi
-PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} exec "$PYTHON" -m torch.distributed.run \
-    --nnodes="${NNODES:-1}" \
-    --node-rank="${NODE_RANK:-0}" \
-    --master-addr="${MASTER_ADDR:-127.0.0.1}" \
-    --master-port="${PORT:-29500}" \
-    --nproc-per-node="$gpus" \
-    "$root/tools/test.py" "$config" "$checkpoint" --launcher pytorch "$@"
+# shellcheck source=tools/launch.sh
+source "$root/tools/launch.sh"
+launch "$root/tools/test.py" "$config" "$checkpoint" --launcher pytorch "$@"
+[[ $status -eq 0 ]] || repeat_last_words
+exit "$status"

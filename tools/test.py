@@ -14,7 +14,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from mmengine.config import DictAction
+import options
 
 NUM_SHOWN = 100
 
@@ -38,10 +38,7 @@ def parse_args() -> argparse.Namespace:
         '--center-crop', action='store_true', help="cut the reference folder's pictures to size as ADM does"
     )
     parser.add_argument('--overwrite', action='store_true', help='throw away samples of other settings in the folder')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE', help='replace config entries'
-    )
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    options.add_config_options(parser)
     return parser.parse_args()
 
 
@@ -65,7 +62,7 @@ def main(args: argparse.Namespace) -> None:
     read_checkpoint(args.checkpoint)  # ends here if it cannot be read
     hide_broken_torchvision()
     config = load_config(args.config, args.cfg_options)
-    size = picture_size(config)
+    size = picture_size(config, args.checkpoint)
     if args.reference:
         extractor = make_extractor(config, num)
         reference = open_reference(args.reference, size, extractor, args.center_crop)
@@ -190,7 +187,9 @@ if __name__ == '__main__':
     arguments = parse_args()
     # Only now, because it imports torch: --help answers at once.
     from pixnerd_plugin.cli import one_line_errors
-    from pixnerd_plugin.engine.processes import fail_at_once
 
-    with fail_at_once(), one_line_errors():
-        main(arguments)
+    with one_line_errors():
+        from pixnerd_plugin.engine.processes import fail_at_once
+
+        with fail_at_once():
+            main(arguments)

@@ -13,7 +13,7 @@ import argparse
 import json
 from pathlib import Path
 
-from mmengine.config import DictAction
+import options
 
 # Quoted from the paper (PixelNerd-XXL/16), in the order of its columns.
 PAPER_GENEVAL = (0.97, 0.86, 0.44, 0.83, 0.71, 0.53, 0.73)
@@ -28,17 +28,15 @@ def parse_args() -> argparse.Namespace:
         command.add_argument('config', help='config file of a text-to-image model')
         command.add_argument('checkpoint', help='its weights, published or trained; the EMA is used')
         command.add_argument('prompts', type=Path, help=prompts)
-        command.add_argument('--out', type=Path, help=f'folder to write ({name})', default=Path(name))
+        command.add_argument('--work-dir', help=f'folder to write {name}/ into (work_dirs/NAME_OF_CONFIG)')
+        command.add_argument('--out', type=Path, help=f'folder to write, in place of WORK_DIR/{name}')
         command.add_argument('--seed', type=int, default=0, help='seed of the first picture of every prompt (0)')
         command.add_argument('--batch-size', type=int, default=8, help='pictures sampled at once by a process (8)')
         command.add_argument('--limit', type=int, help='only the first so many prompts')
         command.add_argument(
             '--overwrite', action='store_true', help='throw away pictures of another run in the folder'
         )
-        command.add_argument(
-            '--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE', help='replace entries'
-        )
-        command.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+        options.add_config_options(command)
     table = commands.add_parser('table', help="the paper's Tables 4 and 5")
     table.add_argument('--geneval', type=Path, metavar='JSONL', help='output of evaluate_images.py')
     table.add_argument('--dpg', type=Path, metavar='TXT', help='output of compute_dpg_bench.py')
@@ -65,10 +63,11 @@ def draw(args: argparse.Namespace) -> None:
     read = benchmarks.read_geneval_prompts if args.command == 'geneval' else benchmarks.read_dpg_prompts
     make_jobs = benchmarks.geneval_jobs if args.command == 'geneval' else benchmarks.dpg_jobs
     prompts = read(args.prompts)[: args.limit]
+    args.out = args.out or Path(args.work_dir or f'work_dirs/{Path(args.config).stem}') / args.command
     read_checkpoint(args.checkpoint)  # ends here if it cannot be read
     hide_broken_torchvision()
     config = load_config(args.config, args.cfg_options)
-    size = picture_size(config)
+    size = picture_size(config, args.checkpoint)
     set_up_processes(config, args.launcher)
     init_default_scope('pixnerd')
     model = load_model(config, args.checkpoint, get_device())
@@ -146,10 +145,12 @@ if __name__ == '__main__':
     arguments = parse_args()
     # Only now, because it imports torch: --help answers at once.
     from pixnerd_plugin.cli import one_line_errors
-    from pixnerd_plugin.engine.processes import fail_at_once
 
-    with fail_at_once(), one_line_errors():
+    with one_line_errors():
         if arguments.command == 'table':
             table(arguments)
         else:
-            draw(arguments)
+            from pixnerd_plugin.engine.processes import fail_at_once
+
+            with fail_at_once():
+                draw(arguments)

@@ -2,26 +2,49 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
+
+from .config_check import check_options, check_parts
 
 
-def load_config(path: str, options: Mapping[str, Any] | None = None) -> Any:
-    """Read a config file and merge ``options`` (dotted names to values) into it.
+def load_config(path: str | Path, options: Mapping[str, Any] | Sequence[str] = ()) -> Any:
+    """Read a config file and merge ``options`` into it: dotted names to values, or texts such as ``'a.b=1'``.
 
     Raises:
         FileNotFoundError: if the file or one of its bases is missing.
+        ValueError: if an option or an argument of a part is not known; the message names the nearest that is.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f'config {path} does not exist; the configs that come with PixNerd are in mm_configs/')
     config = Config.fromfile(path)
-    config.merge_from_dict(dict(options or {}))
+    given = dict(options) if isinstance(options, Mapping) else parse_options(options)
+    check_options(config, given)
+    try:
+        config.merge_from_dict(given)
+    except (TypeError, KeyError) as error:
+        raise ValueError(f'--cfg-options: {str(error.args[0]).splitlines()[0]}') from None
+    check_parts(config, given)
     return config
+
+
+def parse_options(texts: Sequence[str]) -> dict[str, Any]:
+    """What ``--cfg-options`` takes, ``'model.backbone.depth=4'``, as mmengine reads it.
+
+    Raises:
+        ValueError: naming the text that is no KEY=VALUE.
+    """
+    if wrong := [text for text in texts if not text.partition('=')[0].strip() or '=' not in text]:
+        raise ValueError(f'--cfg-options {wrong[0]}: not KEY=VALUE, such as model.backbone.depth=4')
+    found = argparse.Namespace()
+    DictAction(['--cfg-options'], 'options', nargs='+')(argparse.ArgumentParser(), found, list(texts))
+    return found.options if texts else {}
 
 
 def hide_broken_torchvision() -> None:

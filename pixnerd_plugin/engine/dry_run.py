@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import resource
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -15,6 +18,14 @@ from pixnerd_plugin.models.flops import forward_flops, peak_flops
 
 _STEPS = 4
 _GIB = 2**30
+
+
+@contextmanager
+def scratch_folder(config: Any) -> Iterator[None]:
+    """Let all that ``config`` writes go to a folder that is removed afterwards, and its log say warnings only."""
+    with TemporaryDirectory() as folder:
+        config.work_dir, config.log_level, config.visualizer = folder, 'WARNING', dict(type='Visualizer')
+        yield
 
 
 def dry_run(runner: Any) -> None:

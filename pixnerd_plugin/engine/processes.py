@@ -14,6 +14,8 @@ import torch
 from mmengine.dist import init_dist
 from torch.distributed import PrefixStore, rendezvous
 
+from pixnerd_plugin.cli import one_line_errors
+
 
 def set_up_processes(config: Any, launcher: str) -> None:
     """Join the group of processes that ``launcher`` started: on GPUs, or with gloo where there is no CUDA.
@@ -67,13 +69,14 @@ def tear_down_processes() -> None:
 
 @contextmanager
 def fail_at_once() -> Iterator[None]:
-    """End the process there and then if the block fails within a group of processes.
+    """End in one line, as :func:`~pixnerd_plugin.cli.one_line_errors`; within a group of processes, there and then.
 
     Python's own end waits for the group's threads, and they for the other ranks. Beside a rank that hangs, one that has
     noticed would hang as well, and the launcher would hear of nothing.
     """
     try:
-        yield
+        with one_line_errors():
+            yield
     except BaseException as error:
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             raise

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from: the last one that is whole."""
+"""What a run starts from: the last checkpoint that is whole, or the weights of another run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,62 @@ import sys
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
+
+from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.model import is_model_wrapper
+
+from pixnerd_plugin.checkpoints import load_into
+from pixnerd_plugin.checkpoints.contents import open_contents
+
+from .hooks.scalars import forget_scalars_after
+
+
+def set_resume(config: Any, checkpoint: str, force: bool = False) -> None:
+    """Let ``config`` resume from ``checkpoint``, or with ``'auto'`` from the last of its work folder, if there is one.
+
+    Rank 0 looks for it, and all processes take what it finds; each raises what it raises.
+
+    Args:
+        config: of the run, its ``work_dir`` set.
+        checkpoint: a file, or ``'auto'``.
+        force: go on even if config, versions or data have changed.
+
+    Raises:
+        FileNotFoundError, ValueError: as of :func:`find_checkpoint` and :func:`require_checkpoint`.
+    """
+    outcome: list[Any] = [None]
+    if is_main_process():
+        try:
+            outcome = [find_checkpoint(config.work_dir) if checkpoint == 'auto' else require_checkpoint(checkpoint)]
+        except (ValueError, OSError) as error:
+            outcome = [error]
+    broadcast_object_list(outcome)
+    (found,) = outcome
+    if isinstance(found, Exception):
+        raise found
+    if found is not None:
+        config.resume, config.load_from, config.resume_anyway = True, str(found), force
+    elif is_main_process():
+        print(f'No checkpoint in {config.work_dir}; training starts from the beginning.')
+        forget_scalars_after(config.work_dir, 0)
+
+
+def load_initial_weights(model: Any, path: str) -> None:
+    """Start from the network of a file in any layout; mmengine would leave out in silence what does not fit.
+
+    Raises:
+        FileNotFoundError, ValueError: as of :func:`~pixnerd_plugin.checkpoints.load_into`.
+    """
+    model = model.module if is_model_wrapper(model) else model
+    load_into(model.backbone, path)
+    projector = open_contents(path).projector
+    if projector and model.loss is not None:
+        own = {name: tuple(tensor.shape) for name, tensor in model.loss.projector.state_dict().items()}
+        if own == {name: tensor.shape for name, tensor in projector.items()}:
+            model.loss.projector.load_state_dict({name: tensor.read() for name, tensor in projector.items()})
+        else:
+            print(f'The projector of {path} is of another size; the alignment loss starts with a new one.')
 
 
 def find_checkpoint(work_dir: str | Path) -> Path | None:

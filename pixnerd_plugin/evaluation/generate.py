@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from pixnerd_plugin.checkpoints import load_into
+from pixnerd_plugin.checkpoints import load_into, read_checkpoint
 from pixnerd_plugin.functional.noise import draw_noise, picture_generators
 from pixnerd_plugin.images import to_uint8
 from pixnerd_plugin.registry import MODELS
@@ -24,7 +25,7 @@ def load_model(config: Any, checkpoint: str, device: torch.device | str) -> Any:
 
 
 def sample_grid_hook(config: Any) -> Mapping[str, Any]:
-    """The config's ``SampleGridHook``, which says the size of a picture and what to draw.
+    """The config's ``SampleGridHook``, which says what prompts to draw.
 
     Raises:
         ValueError: if it has none.
@@ -33,13 +34,24 @@ def sample_grid_hook(config: Any) -> Mapping[str, Any]:
     for hook in hooks:
         if hook and hook['type'] == 'SampleGridHook':
             return hook
-    raise ValueError(f'{config.filename} has no SampleGridHook to take the picture size from')
+    raise ValueError(f'{config.filename} has no SampleGridHook to take the prompts from')
 
 
-def picture_size(config: Any) -> tuple[int, int]:
-    """Height and width of the pictures of a config."""
-    size = sample_grid_hook(config)['size']
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
+def picture_size(config: Any, checkpoint: str | Path | None = None) -> tuple[int, int]:
+    """Height and width of the pictures of a config: its ``image_size``, else as the checkpoint was trained.
+
+    Raises:
+        ValueError: if neither says, or ``image_size`` is no size.
+    """
+    size = config.get('image_size')
+    if size is None and checkpoint is not None:
+        size = read_checkpoint(checkpoint).metadata.get('resolution')
+    if size is None:
+        raise ValueError(f'{config.filename} has no image_size; add image_size=256, or (height, width)')
+    sides = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, (list, tuple)) else ()
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise ValueError(f'{config.filename}: image_size={size!r} must be (height, width) in pixels, or one number')
+    return sides
 
 
 def draw_pictures(

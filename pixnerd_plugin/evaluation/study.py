@@ -30,7 +30,7 @@ BATCH = 100
 
 
 @dataclass
-class Judge:
+class Scorer:
     """What samples are scored with: a classifier of the data's classes, and held-out pictures in its features."""
 
     extractor: ClassifierFeatures
@@ -49,7 +49,7 @@ def split_of(config: Any, split: str) -> str:
     return str(Path(dataset.data_root).parent / split)
 
 
-def make_judge(config: Any, classifier: str | Path, num: int, seed: int = 0) -> Judge:
+def make_scorer(config: Any, classifier: str | Path, num: int, seed: int = 0) -> Scorer:
     """Load the classifier and measure the real pictures of a config's data.
 
     Args:
@@ -66,7 +66,7 @@ def make_judge(config: Any, classifier: str | Path, num: int, seed: int = 0) -> 
     real = train.subset(torch.randperm(len(train), generator=generator)[:num].tolist())
     test = test.subset(torch.randperm(len(test), generator=generator)[:NUM_KNOWN].tolist())
     known = _features(test, extractor)
-    return Judge(extractor, test, known, _score(real, extractor, known))
+    return Scorer(extractor, test, known, _score(real, extractor, known))
 
 
 def train_variant(path: str, options: Mapping[str, Any], work_dir: Path, seed: int) -> Path:
@@ -88,7 +88,9 @@ def train_variant(path: str, options: Mapping[str, Any], work_dir: Path, seed: i
     return trained
 
 
-def measure_variant(path: str, options: Mapping[str, Any], checkpoint: Path, judge: Judge, num: int) -> dict[str, Any]:
+def measure_variant(
+    path: str, options: Mapping[str, Any], checkpoint: Path, scorer: Scorer, num: int
+) -> dict[str, Any]:
     """Everything a study compares variants by, of the EMA weights: size, cost, held-out losses, scores of samples.
 
     ``gflops`` are those of a forward and backward pass over one picture. The held-out losses are over pictures, times
@@ -100,8 +102,8 @@ def measure_variant(path: str, options: Mapping[str, Any], checkpoint: Path, jud
     result: dict[str, Any] = dict(
         parameters=sum(p.numel() for p in model.backbone.parameters()), gflops=training_gflops(config)
     )
-    result |= held_out_losses(config, model.backbone, checkpoint, judge.test)
-    result |= score_samples(model, judge, num, size)
+    result |= held_out_losses(config, model.backbone, checkpoint, scorer.test)
+    result |= score_samples(model, scorer, num, size)
     return result
 
 
@@ -139,14 +141,14 @@ def held_out_losses(config: Any, net: Any, checkpoint: Path, test: Pictures) -> 
     return totals
 
 
-def score_samples(model: Any, judge: Judge, num: int, size: tuple[int, int], seed: int = 0) -> dict[str, float]:
+def score_samples(model: Any, scorer: Scorer, num: int, size: tuple[int, int], seed: int = 0) -> dict[str, float]:
     """Draw ``num`` pictures, classes taking turns, and score them."""
-    labels = torch.arange(num) % len(judge.extractor.description['class_names'])
+    labels = torch.arange(num) % len(scorer.extractor.description['class_names'])
     pictures = []
     for part in torch.arange(num).split(BATCH):
         drawn = draw_pictures(model, dict(label=labels[part].tolist()), [seed + int(number) for number in part], size)
         pictures.append(to_tensor(drawn))
-    return _score(TensorPictures('samples', torch.cat(pictures), labels), judge.extractor, judge.known)
+    return _score(TensorPictures('samples', torch.cat(pictures), labels), scorer.extractor, scorer.known)
 
 
 def _score(pictures: Pictures, extractor: ClassifierFeatures, known: Features) -> dict[str, float]:

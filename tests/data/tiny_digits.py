@@ -17,7 +17,8 @@ model = dict(
     loss=dict(type='FlowMatchREPALoss', dim=16, projector_dim=16, teacher_dim=16),
     sampler=dict(type='EulerFlowSampler', num_steps=2),
 )
-train_dataloader = dict(batch_size=4, dataset=dict(size=16))
+image_size = 16
+train_dataloader = dict(batch_size=4, dataset=dict(size=image_size))
 train_cfg = dict(type='ResumableTrainLoop', max_iters=6)
 optim_wrapper = dict(type='FiniteOptimWrapper', optimizer=dict(type='AdamW', lr=1e-2))
 param_scheduler = dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=6)
@@ -25,7 +26,7 @@ default_hooks = dict(
     logger=dict(interval=1),
     ema=dict(decay=0.5),
     checkpoint=dict(interval=2),
-    samples=dict(type='SampleGridHook', interval=3, size=16, conditions=dict(label=[0, 1, 2])),
+    samples=dict(type='SampleGridHook', interval=3, size=image_size, conditions=dict(label=[0, 1, 2])),
     record=dict(type='RecordNoiseHook'),
 )
 visualizer = dict(vis_backends=[dict(type='LocalVisBackend')])

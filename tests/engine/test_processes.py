@@ -8,13 +8,20 @@ from pixnerd_plugin.engine import processes
 from pixnerd_plugin.engine.processes import _rendezvous, fail_at_once
 
 
-def test_without_a_group_of_processes_failing_at_once_changes_nothing():
-    with pytest.raises(ValueError, match='as before'), fail_at_once():
-        raise ValueError('as before')
+def test_without_a_group_of_processes_it_is_the_one_line_alone():
+    with pytest.raises(SystemExit, match='error: in one line'), fail_at_once():
+        raise ValueError('in one\nline')
+    with pytest.raises(KeyError), fail_at_once():
+        raise KeyError('a fault of the program')
 
 
 @pytest.mark.parametrize(
-    ('error', 'shown'), [('SystemExit("error: one line")', 'error: one line'), ('KeyError("k")', 'Traceback')]
+    ('error', 'shown'),
+    [
+        ('ValueError("one line")', 'error: one line\n'),
+        ('SystemExit("as it is")', 'as it is\n'),
+        ('KeyError("k")', 'Traceback'),
+    ],
 )
 def test_within_a_group_a_failure_ends_the_process_whatever_else_runs(error, shown):
     program = f"""

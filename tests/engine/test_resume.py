@@ -1,7 +1,8 @@
 import pytest
 import torch
+from mmengine.config import Config
 
-from pixnerd_plugin.engine.resume import find_checkpoint, require_checkpoint
+from pixnerd_plugin.engine.resume import find_checkpoint, require_checkpoint, set_resume
 
 
 @pytest.fixture
@@ -52,3 +53,26 @@ def test_nothing_but_damaged_checkpoints_is_an_error_and_no_new_start(work_dir):
 
 def test_there_may_be_no_checkpoint(tmp_path):
     assert find_checkpoint(tmp_path) is None
+
+
+def test_a_run_resumes_from_the_last_of_its_folder_or_from_the_file_named(work_dir):
+    config = Config(dict(work_dir=str(work_dir)))
+    set_resume(config, 'auto')
+    assert (config.resume, config.resume_anyway) == (True, False)
+    assert config.load_from == str(work_dir / 'iter_4.pth')
+    set_resume(config, str(work_dir / 'iter_2.pth'), force=True)
+    assert config.load_from == str(work_dir / 'iter_2.pth')
+    assert config.resume_anyway
+    with pytest.raises(FileNotFoundError, match='iter_3'):
+        set_resume(config, str(work_dir / 'iter_3.pth'))
+
+
+def test_a_run_without_a_checkpoint_starts_anew_and_so_do_its_logs(tmp_path, capsys):
+    log = tmp_path / 'a/vis_data/scalars.json'
+    log.parent.mkdir(parents=True)
+    log.write_text('{"step": 1}\n')
+    config = Config(dict(work_dir=str(tmp_path)))
+    set_resume(config, 'auto')
+    assert 'resume' not in config
+    assert 'training starts from the beginning' in capsys.readouterr().out
+    assert log.read_text() == ''

@@ -76,15 +76,15 @@ def test_dpg_grids_are_four_pictures_without_gaps(run, checkpoint, tmp_path):
     folder.mkdir()
     for name in ('12', 'partiprompts3'):
         (folder / f'{name}.txt').write_text(f'a drawing of {name}')
-    printed = run('dpg', CONFIG, checkpoint, folder, '--out', tmp_path / 'out', '--cfg-options', *OPTIONS)
+    printed = run('dpg', CONFIG, checkpoint, folder, '--work-dir', tmp_path, '--cfg-options', *OPTIONS)
     assert '--resolution 32 --pic-num 4' in printed
-    grids = tmp_path / 'out/grids'
+    grids = tmp_path / 'dpg/grids'
     assert sorted(path.name for path in grids.iterdir()) == ['12.png', 'partiprompts3.png']
     with Image.open(grids / '12.png') as grid:
         assert grid.size == (64, 64)
         # The scorer's four crops, in its order.
         for k, box in enumerate([(0, 0, 32, 32), (32, 0, 64, 32), (0, 32, 32, 64), (32, 32, 64, 64)]):
-            with Image.open(tmp_path / f'out/pictures/12_{k}.png') as single:
+            with Image.open(tmp_path / f'dpg/pictures/12_{k}.png') as single:
                 np.testing.assert_array_equal(np.array(grid.crop(box)), np.array(single))
 
 

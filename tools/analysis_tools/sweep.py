@@ -55,16 +55,16 @@ def main(args: argparse.Namespace) -> None:
         axis: trained_variants(axis, config, args.patches) for axis in args.axes if axis not in ('guidance', 'solver')
     }
     if not args.only_draw:
-        judge = study.make_judge(config, classifier, args.samples)
-        study.save_result(args.out / 'floor.json', judge.floor)
+        scorer = study.make_scorer(config, classifier, args.samples)
+        study.save_result(args.out / 'floor.json', scorer.floor)
         # One seed of everything before the next seed of anything: a sweep cut short still compares.
         for seed in args.seeds:
             for variants in trained.values():
                 for name, options in variants.items():
-                    run_variant(args, config, classifier, judge, name, options, seed)
+                    run_variant(args, config, classifier, scorer, name, options, seed)
         for axis in args.axes:
             if axis not in trained:
-                run_sampling(args, config, classifier, judge, axis)
+                run_sampling(args, config, classifier, scorer, axis)
     for axis in args.axes:
         draw(args.out, axis, list(trained.get(axis, sampling_variants(axis, config))))
 
@@ -193,7 +193,7 @@ def run_folder(out: Path, name: str, seed: int) -> Path:
     return out / re.sub(r'\W+', '_', name) / f'seed_{seed}'
 
 
-def run_variant(args, config, classifier, judge, name: str, options: dict, seed: int) -> None:
+def run_variant(args, config, classifier, scorer, name: str, options: dict, seed: int) -> None:
     """Train and measure one variant in one seed, unless its result is there."""
     import time
 
@@ -207,7 +207,7 @@ def run_variant(args, config, classifier, judge, name: str, options: dict, seed:
     start = time.process_time()
     checkpoint = study.train_variant(args.config, options, work_dir, seed)
     seconds = time.process_time() - start
-    result = study.measure_variant(args.config, options, checkpoint, judge, args.samples)
+    result = study.measure_variant(args.config, options, checkpoint, scorer, args.samples)
     study.save_result(work_dir / 'result.json', dict(name=name, seed=seed, cpu_seconds=seconds, **result))
 
 
@@ -224,7 +224,7 @@ def run_options(config, classifier: Path, iters: int | None) -> dict:
     return options
 
 
-def run_sampling(args, config, classifier, judge, axis: str) -> None:
+def run_sampling(args, config, classifier, scorer, axis: str) -> None:
     """Score each sampler of an axis on the unchanged network, in the first seed."""
     from pixnerd_plugin.engine.config import load_config
     from pixnerd_plugin.evaluation import study
@@ -239,7 +239,7 @@ def run_sampling(args, config, classifier, judge, axis: str) -> None:
         if not path.is_file():
             model.sampler = MODELS.build(dict(sampler))
             print(f'Sampling with {path.stem}', flush=True)
-            scores = study.score_samples(model, judge, args.samples, picture_size(config))
+            scores = study.score_samples(model, scorer, args.samples, picture_size(config))
             study.save_result(path, dict(name=path.stem, sampler=sampler, **scores))
 
 

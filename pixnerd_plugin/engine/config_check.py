@@ -1,0 +1,180 @@
+"""Names in a config that nothing would read: mmengine takes a misspelt one without a word, or with a traceback."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.util import find_spec
+from typing import Any
+
+from mmengine import registry as mmengine
+from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader
+
+from pixnerd_plugin import registry as ours
+
+# The registry of the parts below each of these names.
+_REGISTRIES: dict[str, Any] = {
+    'model': ours.MODELS,
+    'feature_extractor': ours.MODELS,
+    'model_wrapper_cfg': mmengine.MODEL_WRAPPERS,
+    'optim_wrapper': ours.OPTIM_WRAPPERS,
+    'optimizer': mmengine.OPTIMIZERS,
+    'param_scheduler': mmengine.PARAM_SCHEDULERS,
+    'train_cfg': ours.LOOPS,
+    'default_hooks': ours.HOOKS,
+    'custom_hooks': ours.HOOKS,
+    'log_processor': ours.LOG_PROCESSORS,
+    'visualizer': mmengine.VISUALIZERS,
+    'vis_backends': mmengine.VISBACKENDS,
+    'dataset': ours.DATASETS,
+    'pipeline': ours.TRANSFORMS,
+    'sampler': ours.DATA_SAMPLERS,
+    'collate_fn': mmengine.FUNCTIONS,
+}
+_TOP_PARTS = set(_REGISTRIES) - {'optimizer', 'vis_backends', 'dataset', 'pipeline', 'sampler', 'collate_fn'}
+# Where a part of one registry holds parts of another.
+_INNER = {'optim_wrapper': ('optimizer',), 'visualizer': ('vis_backends',), 'dataset': ('pipeline',)}
+# Read by whoever builds the part, before the part sees them.
+_CONSUMED: dict[str, set[str]] = {
+    'optim_wrapper': {'optimizer', 'constructor', 'paramwise_cfg'},
+    'param_scheduler': {'convert_to_iter_based'},
+    'train_cfg': {'by_epoch'},
+    'default_hooks': {'priority'},
+    'custom_hooks': {'priority'},
+}
+# Entries beside the Runner's own arguments: the tools' and mmengine's.
+_TOP = {'image_size', 'feature_extractor', 'auto_scale_lr', 'custom_imports', 'env_cfg', 'resume_anyway'}
+
+
+def check_options(config: Any, options: Mapping[str, Any]) -> None:
+    """Check that what ``options`` (dotted names to values) change is there, or is known to mmengine's Runner.
+
+    Raises:
+        ValueError: naming the option and the nearest name.
+    """
+    known = {*inspect.signature(Runner.__init__).parameters, *_TOP} - {'self', 'cfg'}
+    for option in options:
+        first, *rest = option.split('.')
+        if first not in config and first not in known:
+            raise ValueError(f'--cfg-options {option}: no config has {first}{_nearest(first, {*config, *known})}')
+        value = config.get(first)
+        for index, name in enumerate(rest):
+            if isinstance(value, (list, tuple)):
+                if not name.isdigit() or int(name) >= len(value):
+                    at = '.'.join((first, *rest[:index]))
+                    raise ValueError(f'--cfg-options {option}: {at} has {len(value)} entries, and no {name}')
+                value = value[int(name)]
+            elif not isinstance(value, Mapping):
+                break  # nothing is there yet, or a value that merging refuses
+            elif name not in value and index < len(rest) - 1 and 'type' not in value:
+                at = '.'.join((first, *rest[:index]))
+                raise ValueError(f'--cfg-options {option}: {at} has no {name}{_nearest(name, value)}')
+            else:
+                value = value.get(name)
+
+
+def check_parts(config: Any, options: Mapping[str, Any]) -> None:
+    """Check that every part of a config is registered and takes the arguments it is given.
+
+    Raises:
+        ValueError: naming the entry, where it is from and the nearest known name.
+    """
+    scope = config.get('default_scope') or ours.SCOPE
+    # A name is looked for in the config's scope, as the Runner will.
+    with DefaultScope.overwrite_default_scope(scope):
+        found = [_problem(path, group, part) for path, group, part in _parts(config)]
+    problems = [problem for problem in found if problem is not None]
+    for table, known in _tables().items():
+        for name in config.get(table) or {}:
+            if name not in known:
+                problems.append((f'{table}.{name}', f' is not known{_nearest(name, known)}'))
+    for entry, what in problems:
+        is_option = any(f'{entry}.'.startswith(f'{option}.') or option.startswith(f'{entry}.') for option in options)
+        raise ValueError(f'{"--cfg-options " if is_option else f"{config.filename}: "}{entry}{what}')
+
+
+def _tables() -> dict[str, set[str]]:
+    """Entries that are no parts and have a fixed set of names."""
+    loader = {*inspect.signature(DataLoader.__init__).parameters, 'num_batch_per_epoch'} - {'self'}
+    return {
+        'randomness': {*inspect.signature(Runner.set_randomness).parameters} - {'self'},
+        'auto_scale_lr': {'enable', 'base_batch_size'},
+        'train_dataloader': loader,
+        'env_cfg': {'cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit'},
+    }
+
+
+def _parts(config: Any) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Every dict with a ``type``: its dotted name, the name in ``_REGISTRIES`` above it, and itself."""
+
+    def walk(path: str, group: str, value: Any) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+        if isinstance(value, Mapping):
+            if 'type' in value:
+                yield path, group, value
+            for name, entry in value.items():
+                yield from walk(f'{path}.{name}', name if name in _INNER.get(group, ()) else group, entry)
+        elif isinstance(value, (list, tuple)):
+            for index, entry in enumerate(value):
+                yield from walk(f'{path}.{index}', group, entry)
+
+    for name in [name for name in config if name in _TOP_PARTS]:
+        yield from walk(name, name, config[name])
+    loader = config.get('train_dataloader') or {}
+    for name in ('dataset', 'sampler', 'collate_fn'):
+        yield from walk(f'train_dataloader.{name}', name, loader.get(name))
+
+
+def _problem(path: str, group: str, part: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The entry of a part that is wrong, and what is wrong with it."""
+    registry, kind = _REGISTRIES[group], part['type']
+    built = registry.get(kind) if isinstance(kind, str) else kind
+    if built is None:
+        names = {*registry.module_dict, *(registry.parent.module_dict if registry.parent else ())}
+        # A transform that is not known may be one of mmcv's, which are there when mmcv is.
+        absent = group == 'pipeline' and find_spec('mmcv') is None
+        hint = ' (mmcv is not installed: pip install mmcv-lite)' if absent else ''
+        return f'{path}.type', f'={kind} is not known{_nearest(kind, names)}{hint}'
+    accepted = accepted_arguments(built)
+    if accepted is None:
+        return None
+    accepted = accepted | (_CONSUMED.get(group, set()) if path.count('.') < 2 else set()) | {'type', '_scope_'}
+    for name in part:
+        if name not in accepted:
+            return f'{path}.{name}', f': {built.__name__} has no argument {name}{_nearest(name, accepted)}'
+    return None
+
+
+def accepted_arguments(part: Any) -> set[str] | None:
+    """The names of the arguments that a class or function takes; None if it may take any.
+
+    ``**kwargs`` that go on to ``super().__init__`` are the base class's arguments.
+    """
+    functions = [part]
+    if inspect.isclass(part):
+        functions = [base.__dict__['__init__'] for base in part.__mro__[:-1] if '__init__' in base.__dict__]
+    names: set[str] = set()
+    for function in functions:
+        try:
+            parameters = inspect.signature(function).parameters.values()
+            source = inspect.getsource(function)
+        except (TypeError, ValueError, OSError):
+            return None  # not written in Python
+        names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        rest = [p.name for p in parameters if p.kind is p.VAR_KEYWORD]
+        if not rest:
+            break
+        if rest[0] == 'factory':  # ours, of layers
+            names |= {'device', 'dtype'}
+            break
+        if not re.search(rf'super\(\)\.__init__\((?:[^()]|\([^()]*\))*\*\*{rest[0]}\b', source):
+            return None
+    return names - {'self'}
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, [str(key) for key in known], 1, 0.5)
+    return f'; did you mean {close[0]}?' if close else ''
