@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.training import ROOT, run_tool
 
@@ -34,8 +35,22 @@ def test_parts_of_a_users_own(tmp_path):
     assert run.returncode == 0, run.stderr
     checkpoint = torch.load(work_dir / 'iter_2.pth', weights_only=True)
     assert 'backbone.head.gate.weight' in checkpoint['state_dict']
-    assert checkpoint['meta']['pixnerd']['sampling']['type'] == 'MidpointFlowSampler'
+    metadata = checkpoint['meta']['pixnerd']
+    assert metadata['architecture']['head'] == dict(type='GatedHead', hidden=32)
+    assert metadata['sampling']['type'] == 'TwoStageFlowSampler'
+    assert metadata['sampling']['point'] == 0.5
+    assert checkpoint['meta']['depends_on']['data'] == dict(fingerprint='stripes of 4 pixels', samples=2)
     assert (work_dir / 'samples/iter_2.png').is_file()
+
+    script = block('python', 2).replace('work_dirs/my_config/iter_1600.pth', str(work_dir / 'iter_2.pth'))
+    script = script.replace('lying.png', str(tmp_path / 'lying.png'))
+    run = run_tool(sys.executable, '-c', script, PYTHONPATH=paths)
+    assert run.returncode == 0, run.stderr
+    with Image.open(tmp_path / 'lying.png') as image:
+        assert image.size == (32, 32)
+    run = run_tool(sys.executable, '-c', script.replace('import my_parts', ''))
+    assert "'GatedHead'" in run.stderr
+    assert 'import the module that registers it first' in run.stderr
 
 
 @pytest.mark.slow
