@@ -1,7 +1,7 @@
 """PixNerd: pixel-space diffusion with a patch-wise neural field head, for mmengine and ComfyUI.
 
-Importing the package registers every part. The network, the samplers and the checkpoint readers need torch alone; what
-trains registers when mmengine is installed.
+Importing the package registers every part. The network, the samplers and the checkpoint readers need torch alone; the
+training parts register only if mmengine is installed.
 """
 
 from . import models, sampling

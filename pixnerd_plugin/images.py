@@ -1,4 +1,4 @@
-"""From a network's output to picture files."""
+"""A network's output to picture files."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pixnerd_plugin.formats.atomic import atomic_path
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
-    """Map images (B, 3, H, W) in [-1, 1] to uint8 (B, H, W, 3) as the release does: ``(x + 1) * 127.5 + 0.5``, cut."""
+    """Map images (B, 3, H, W) in [-1, 1] to uint8 (B, H, W, 3), truncating ``(x + 1) * 127.5 + 0.5`` as released."""
     pixels = ((images.float() + 1) * 127.5 + 0.5).clamp(0, 255).to(torch.uint8)
     return pixels.permute(0, 2, 3, 1).cpu().numpy()
 
 
 def image_grid(images: np.ndarray, columns: int | None = None, gap: int = 2) -> np.ndarray:
-    """Lay uint8 images (B, H, W, 3) out row by row on white; returns (height, width, 3).
+    """Lay out uint8 images (B, H, W, 3) row by row on white; returns (height, width, 3).
 
-    ``columns`` defaults to the nearest to a square; ``gap`` is the space between pictures, in pixels.
+    By default ``columns`` makes the grid nearly square; ``gap`` is the space between images, in pixels.
     """
     count, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(count))

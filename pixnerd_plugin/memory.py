@@ -1,4 +1,4 @@
-"""The memory of this process: what the system counts, and how the C library keeps it."""
+"""The memory of this process: how much the system counts, and how the C library keeps it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def memory(*fields: str) -> list[float] | None:
-    """MiB that Linux counts for this process under each name (VmRSS, VmHWM, RssAnon, ...); None elsewhere."""
+    """Memory of this process in MiB, by Linux's names (VmRSS, VmHWM, RssAnon, ...); None on other systems."""
     status = Path('/proc/self/status')
     if not status.exists():
         return None
@@ -16,15 +16,15 @@ def memory(*fields: str) -> list[float] | None:
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep the memory it frees, where the C library is glibc: the next step needs it again.
+    """Let this process keep the memory it frees, because the next step needs it again; glibc only.
 
-    glibc gives blocks of megabytes back to the kernel, which must fill them with zeros each time they are asked for.
+    By default glibc returns large blocks to the kernel, which fills them with zeros each time they are requested again.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, TypeError, AttributeError):
         return
     map_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
-    # An older glibc refuses the first; the second alone would map every block.
+    # An older glibc refuses the first; the second alone would make it map every block.
     if mallopt(map_threshold, 2**30):
         mallopt(trim_threshold, 2**31 - 1)

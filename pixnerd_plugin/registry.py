@@ -1,8 +1,8 @@
 """The registries of PixNerd's parts: children of mmengine's, under the scope ``pixnerd``.
 
-With mmengine installed, ``dict(type='pixnerd.PixNerdDiT')`` resolves from any project, and everything mmengine, mmcv or
-torch registered (optimisers, transforms, hooks) resolves from here. Without it, and inside ComfyUI, the names are small
-registries of their own, so that the network and the samplers import with torch alone.
+With mmengine installed, ``dict(type='pixnerd.PixNerdDiT')`` resolves from any project, and everything that mmengine,
+mmcv or torch registered (optimisers, transforms, hooks) resolves from here. Without it, and inside ComfyUI, each name
+is a small registry of our own, so that the network and the samplers import with torch alone.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
-# ComfyUI trains nothing: an mmengine that happens to be installed beside it would only slow its start.
+# ComfyUI does not train: importing an mmengine installed beside it would only slow down its start.
 WITH_MMENGINE = find_spec('mmengine') is not None and 'comfy' not in sys.modules
 
 SCOPE = 'pixnerd'
 
 
 class _Registry:
-    """What the network needs of mmengine's ``Registry``, for hosts that do not have mmengine."""
+    """The part of mmengine's ``Registry`` that the network needs, for hosts without mmengine."""
 
     def __init__(self, name: str):
         self.name = name
@@ -36,7 +36,7 @@ class _Registry:
         return self.module_dict.get(key.removeprefix(f'{SCOPE}.'))
 
     def build(self, cfg: dict[str, Any]) -> Any:
-        """Call the part named by ``type`` (its name or the class itself) with the rest of ``cfg``."""
+        """Call the part that ``type`` names (by name, or the class itself) with the rest of ``cfg``."""
         arguments = dict(cfg)
         kind = arguments.pop('type')
         part = self.get(kind) if isinstance(kind, str) else kind
@@ -66,8 +66,8 @@ LOG_PROCESSORS = _child('LOG_PROCESSORS')
 
 
 def build(registry: Any, part: Any, **extra: Any) -> Any:
-    """Return ``part`` as it is when already built, else build its dict with ``extra`` arguments added.
+    """Build ``part`` if it is a dict, with ``extra`` arguments added; return it unchanged if it is built already.
 
-    Entries of the dict win over ``extra``, so a config can always override what its parent would fill in.
+    Entries of the dict win over ``extra``, so a config can override what the parent part would fill in.
     """
     return registry.build({**extra, **part}) if isinstance(part, dict) else part

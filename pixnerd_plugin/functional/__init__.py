@@ -1,1 +1,1 @@
-"""Pure functions on tensors. They stand on torch alone, know no module, and everything else stands on them."""
+"""Pure functions on tensors. They need torch alone, and everything else builds on them."""

@@ -1,4 +1,4 @@
-"""Coordinates of the pixels of a patch, and the features the neural field reads them as.
+"""Coordinates of the pixels in a patch, as the features that the neural field reads.
 
 A position of 0 is the centre of the patch's first base pixel, 1 that of its last, as in the published weights.
 """

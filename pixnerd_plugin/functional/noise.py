@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def picture_generators(seeds: Sequence[int]) -> list[torch.Generator]:
-    """One CPU generator per picture, as the release uses: a picture's noise depends on its own seed alone."""
+    """One CPU generator for each seed, as in the release: a picture's noise depends on its own seed alone."""
     return [torch.Generator('cpu').manual_seed(seed) for seed in seeds]
 
 
@@ -22,8 +22,8 @@ def draw_noise(generators: Sequence[torch.Generator], shape: Sequence[int]) -> T
 def continuous_noise(noise: Tensor, y: Tensor, x: Tensor) -> Tensor:
     """Interpolate noise ``(B, C, H, W)`` at rows ``y (h,)`` and columns ``x (w,)``, in pixels; every value is N(0, 1).
 
-    Linear interpolation with each pixel's weights scaled to unit L2 norm: single pixels stay standard normal, which is
-    all that a field ever sees, and neighbours vary smoothly. Whole positions return the noise itself.
+    The interpolation is linear, with each pixel's weights scaled to unit L2 norm. So every single pixel stays standard
+    normal, as in training, and neighbours vary smoothly. Integer positions return the noise itself.
     """
     rows = _interpolation(y, noise.shape[2]).to(noise)
     columns = _interpolation(x, noise.shape[3]).to(noise)
@@ -44,9 +44,10 @@ def _interpolation(position: Tensor, size: int) -> Tensor:
 
 
 def grain_noise(seed: int, batch: int, channels: int, width: int, rows: range, columns: range) -> Tensor:
-    """Independent standard normal noise ``(batch, channels, len(rows), len(columns))`` of a region of a picture.
+    """Independent standard normal noise ``(batch, channels, len(rows), len(columns))`` for a region of a picture.
 
-    A value depends on ``seed``, picture, channel, absolute row and column and the picture's ``width``, not the region.
+    A value depends on ``seed``, the index in the batch, channel, absolute row and column, and the picture's ``width``,
+    but not on the region.
     """
     out = np.empty((batch, channels, len(rows), len(columns)), dtype=np.float32)
     for b in range(batch):

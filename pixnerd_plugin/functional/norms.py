@@ -1,4 +1,4 @@
-"""Normalisations with their gradients written out, in a few passes over memory where eager torch composes many."""
+"""Normalisations with hand-written gradients: a few passes over memory, where eager torch takes many."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 def rms_norm(h: Tensor, weight: Tensor, eps: float | None) -> Tensor:
     """``h / sqrt(mean(h^2) + eps) * weight`` over the last dimension; weight ``(D,)`` in the dtype of ``h``."""
-    # A GPU has a fused kernel, and so has a compiler; half precision on a CPU would need its sums in float32.
+    # GPUs and the compiler have a fused kernel; half precision on a CPU would need float32 sums.
     if eps is None or h.device.type != 'cpu' or h.dtype != torch.float32 or _is_transformed():
         return F.rms_norm(h, weight.shape, weight, eps)
     if torch.is_grad_enabled():
@@ -28,12 +28,12 @@ def unit_columns(w: Tensor) -> Tensor:
 
 
 def _is_transformed() -> bool:
-    """Whether torch.compile or torch.func takes this call apart, and wants to find plain operations in it."""
+    """Whether torch.compile or torch.func traces this call, which needs plain operations."""
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 def _reciprocal_rms(h: Tensor, eps: float) -> Tensor:
-    # A vector norm is one pass and writes nothing of the size of h.
+    # vector_norm is a single pass and allocates nothing as large as h.
     mean_square = torch.linalg.vector_norm(h, dim=-1, keepdim=True).square() / h.shape[-1]
     return torch.rsqrt(mean_square + eps)
 
@@ -41,7 +41,7 @@ def _reciprocal_rms(h: Tensor, eps: float) -> Tensor:
 def _reciprocal_norm(w: Tensor) -> Tensor:
     if w.device.type != 'cpu':
         return torch.linalg.vector_norm(w, dim=1, keepdim=True, dtype=torch.float32).clamp_min(1e-12).reciprocal()
-    # A norm over a dimension that is not the last is several times slower on a CPU.
+    # On a CPU, vector_norm over any but the last dimension is several times slower.
     return w.square().sum(dim=1, keepdim=True, dtype=torch.float32).clamp_min(1e-24).rsqrt()
 
 
@@ -72,7 +72,7 @@ class _UnitColumns(torch.autograd.Function):
     def forward(ctx: Any, w: Tensor) -> Tensor:
         scale = _reciprocal_norm(w).to(w.dtype)
         unit = w * scale
-        # The result, which the product after it keeps too, and not w.
+        # Not w: the product that follows keeps the result anyway.
         ctx.save_for_backward(unit, scale)
         return unit
 

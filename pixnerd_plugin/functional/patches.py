@@ -1,4 +1,4 @@
-"""Pictures to patches of pixels and back. Patches are row-major, and so are the pixels inside one."""
+"""Images to patches of pixels and back. Patches are in row-major order, and so are the pixels in a patch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where things are: tokens on their grid, pixels in their patch."""
+"""Positions of tokens on their grid, and of pixels in their patch."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import torch
 from torch import Tensor
 
 PUBLISHED_SPAN = 16.0
-"""Range of the token positions in the class-conditional release, whatever the grid."""
+"""Range of the token positions in the class-conditional release, for every grid size."""
 
 POSITION_RULES = ('fixed_span', 'swapped_grid', 'grid')
 ALIGNMENTS = ('corners', 'centers')
 
 
 def evenly_spaced(end: float, num: int, device: torch.device | None = None) -> Tensor:
-    """``torch.linspace(0, end, num)``, which a compiler would make anew for each ``num``."""
+    """``torch.linspace(0, end, num)``, in a form that does not make the compiler recompile for each ``num``."""
     if not torch.compiler.is_compiling():
         return torch.linspace(0, end, num, device=device)
     index = torch.arange(num, device=device)
     step = end / max(num - 1, 1)
-    # From both ends, as torch does it, so that the last one is ``end`` to the bit.
+    # From both ends, as torch does, so that the last value is exactly ``end``.
     return torch.where(2 * index < num, index * step, end - (num - 1 - index) * step)
 
 
@@ -27,9 +27,12 @@ def token_positions(grid: tuple[int, int], rule: str, device: torch.device | Non
 
     Args:
         grid: ``(rows, columns)``.
-        rule: ``'fixed_span'``, both axes from 0 to 16 (published class-conditional weights); ``'swapped_grid'``, x
-            from 0 to rows and y from 0 to columns (published text weights: the release swaps the two, which only grids
-            that are not square feel); ``'grid'``, x to columns and y to rows.
+        rule: ``'fixed_span'``: both axes from 0 to 16 (published class-conditional weights). ``'swapped_grid'``: x
+            from 0 to rows and y from 0 to columns (published text weights; the release swaps the two, which matters
+            only on grids that are not square). ``'grid'``: x from 0 to columns and y from 0 to rows.
+
+    Raises:
+        ValueError: if the rule is unknown.
     """
     rows, columns = grid
     if rule == 'fixed_span':
@@ -55,12 +58,11 @@ def pixel_positions(
 ) -> Tensor:
     """Return the positions of the ``size`` pixels along one side of a patch of ``patch_size`` base pixels.
 
-    ``'corners'`` (published) spreads them from 0 to 1 whatever their number: a finer picture is stretched, and the gap
-    between neighbouring patches closes. ``'centers'`` keeps every pixel where it is in the picture: fine pixel ``j``
-    sits at ``((j + 1/2) P / size - 1/2) / (P - 1)``. At ``size == patch_size`` the two agree.
+    ``'corners'`` (published) always spreads them from 0 to 1: with more pixels, a patch is stretched and the gap to its
+    neighbours closes. ``'centers'`` keeps every pixel at its place in the picture: fine pixel ``j`` is at
+    ``((j + 1/2) P / size - 1/2) / (P - 1)``. At ``size == patch_size`` the two agree.
 
-    With ``start`` and ``num``: those of ``num`` pixels from ``start`` on, also before and behind the patch, as far
-    apart as in it.
+    ``start`` and ``num`` select ``num`` pixels from ``start`` on, at the same spacing; they may lie outside the patch.
     """
     if num is None:
         num = size - start

@@ -9,7 +9,7 @@ from torch import Tensor
 def rotary_table(x: Tensor, y: Tensor, head_dim: int, theta: float = 10000.0) -> tuple[Tensor, Tensor]:
     """Return ``cos, sin`` for :func:`rotate`, each ``(tokens, head_dim)``.
 
-    Channel pair 2j turns by ``x f_j``, pair 2j+1 by ``y f_j``; sines of even channels are negative.
+    Channel pair ``2j`` turns by ``x f_j`` and pair ``2j+1`` by ``y f_j``; the sines of even channels are negated.
     """
     frequencies = theta ** -(torch.arange(0, head_dim, 4, dtype=torch.float32, device=x.device) / head_dim)
     angles = torch.stack((torch.outer(x, frequencies), torch.outer(y, frequencies)), dim=-1).flatten(1)

@@ -1,4 +1,4 @@
-"""Time: 0 at noise, 1 at the image. The grid of a sampler, the shift towards noise, and the features of a time."""
+"""Time ``t``, 0 at noise and 1 at the image: a sampler's grid, the shift towards noise, and the features of a time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ NUM_FREQUENCIES = 128
 
 
 def shift_time(t, timeshift: float):
-    """Move times (any number or tensor) towards noise: ``t / (t + (1 - t) timeshift)``."""
+    """Move a time (a number or a tensor) towards noise: ``t / (t + (1 - t) timeshift)``."""
     return t / (t + (1 - t) * timeshift)
 
 

@@ -1,4 +1,4 @@
-"""Floating-point operations: of a network's forward pass, and of what a device can do at most."""
+"""Floating-point operations: those of a forward pass, and the peak rate of a device."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-# Dense bf16 with float32 accumulation, in TFLOP/s, from the makers' data sheets. The first name that occurs counts.
+# Dense bf16 with float32 accumulation, in TFLOP/s, from the makers' data sheets. The first matching name counts.
 PEAK_TFLOPS = {
     'H200': 989,
     'H100 PCIe': 756,
@@ -30,21 +30,20 @@ PEAK_TFLOPS = {
 
 
 def peak_flops(name: str | None = None) -> float:
-    """FLOP/s of a GPU (the present one by default) in bf16 without sparsity; 0 if it is not known."""
+    """Peak FLOP/s of a GPU (by default the current one) in bf16 without sparsity; 0 if unknown."""
     if name is None:
         name = torch.cuda.get_device_name() if torch.cuda.is_available() else ''
     return next((tflops * 1e12 for known, tflops in PEAK_TFLOPS.items() if known in name), 0.0)
 
 
 def forward_flops(net: Any, size: int | tuple[int, int]) -> int:
-    """FLOPs of one forward pass on one picture, a multiplication and an addition counting two.
+    """FLOPs of one forward pass on one picture; a multiplication and an addition count as two.
 
-    Only shapes are computed with: counted on the meta device, where attention counts in full (on a CPU torch's counter
-    leaves its kernel out).
+    They are counted on the meta device, from shapes alone. (On a CPU, torch's counter would leave out attention.)
 
     Args:
         net: the backbone.
-        size: (height, width) of the picture in pixels, or one number for both.
+        size: (height, width) in pixels, or one number for both.
     """
     height, width = (size, size) if isinstance(size, int) else size
     x = torch.empty(1, net.in_channels, height, width, device='meta')
@@ -52,7 +51,7 @@ def forward_flops(net: Any, size: int | tuple[int, int]) -> int:
         cond = torch.empty(1, dtype=torch.long, device='meta')
     else:
         cond = torch.empty(1, net.text_length, net.text_dim, device='meta')
-    # Without dtype, so that networks of every dtype are counted alike.
+    # In float32, whatever the network's dtype: the operations are the same.
     state = {f'net.{name}': torch.empty_like(t, device='meta', dtype=None) for name, t in net.state_dict().items()}
     state = {name: t.float() if t.is_floating_point() else t for name, t in state.items()}
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -61,7 +60,7 @@ def forward_flops(net: Any, size: int | tuple[int, int]) -> int:
 
 
 class _Uncompiled(nn.Module):
-    """A network called past its ``compile()``, which would compile for the one picture counted."""
+    """A network without its ``compile()``, which would compile just to count one picture."""
 
     def __init__(self, net: Any):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Frozen pretrained models kept beside the trained one: found offline, loaded once, in no state dict and no EMA."""
+"""Frozen pretrained models beside the trained one: found offline, loaded once, kept out of state dicts and EMA."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
 
 
 class FrozenModel:
-    """A module that is used but never trained, loaded at its first call.
+    """A module that is used but never trained, and loaded at its first call.
 
-    It is no ``nn.Module``, so a model holding one has none of its tensors in ``state_dict``, ``parameters`` or DDP;
-    copies of that model, the EMA among them, share it.
+    It is not an ``nn.Module``, so its tensors are not in the ``state_dict``, ``parameters`` or DDP of a model that
+    holds it. Copies of that model share it.
 
     Args:
-        load: Builds the module on the CPU.
+        load: builds the module on the CPU.
     """
 
     def __init__(self, load: Callable[[], nn.Module]):
@@ -31,16 +31,16 @@ class FrozenModel:
 
     @property
     def module(self) -> Any:
-        """The loaded module; loads it if need be."""
+        """The module, loaded at the first use."""
         if self._module is None:
-            # Loading may draw random numbers (on the CPU); training must not notice when it happened.
+            # Loading may draw random numbers on the CPU; training must not depend on when it happens.
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(0)
                 self._module = self._load().eval().requires_grad_(False).to(self.device)
         return self._module
 
     def to(self, device: torch.device | str) -> FrozenModel:
-        """Set the device of the following calls; weights not loaded yet will be loaded there."""
+        """Set the device of the following calls, and move the weights there if they are loaded."""
         device = torch.device(device)
         if device != self.device:
             self.device = device
@@ -64,16 +64,16 @@ def resolve_dtype(name: str) -> torch.dtype:
 
 
 def find_pretrained(model: str | Path, model_types: tuple[str, ...], example: str) -> Path:
-    """Return the folder of a transformers model, after checking that it holds one of the wanted kind.
+    """Return the folder of a transformers model, after checking that it holds the right kind of model.
 
     Args:
-        model: A folder, or the hub id of a model that is in the local cache. Nothing is downloaded.
-        model_types: The accepted ``model_type`` values of its ``config.json``.
-        example: A hub id to name in error messages.
+        model: a folder, or the hub id of a model in the local cache. Nothing is downloaded.
+        model_types: the accepted ``model_type`` values of its ``config.json``.
+        example: a hub id to name in error messages.
 
     Raises:
-        FileNotFoundError: No such folder or cache entry, or a file is missing from it.
-        ValueError: It holds another kind of model.
+        FileNotFoundError: if there is no such folder or cache entry, or it lacks a file.
+        ValueError: if it holds another kind of model.
     """
     folder = Path(model).expanduser()
     if not folder.is_dir():
@@ -85,13 +85,17 @@ def find_pretrained(model: str | Path, model_types: tuple[str, ...], example: st
     except (ValueError, AttributeError) as error:
         raise ValueError(f'{folder / "config.json"} is not a transformers configuration: {error}') from None
     if found not in model_types:
-        raise ValueError(f'{folder} holds a {found!r} model, {" or ".join(model_types)} is needed, such as {example}')
+        raise ValueError(f'{folder} holds a {found!r} model, not {" or ".join(model_types)}; use one such as {example}')
     _require_weights(folder)
     return folder
 
 
 def load_pretrained(model_class: Any, folder: Path, **kwargs: Any) -> nn.Module:
-    """``model_class.from_pretrained`` from safetensors only, refusing weights that do not fill the model exactly."""
+    """Load ``model_class`` from the safetensors files of a folder; every tensor of the model must be in them.
+
+    Raises:
+        ValueError: if the weights are damaged or incomplete.
+    """
     from safetensors import SafetensorError
 
     try:
@@ -130,4 +134,4 @@ def _require_weights(folder: Path) -> None:
         needed = ['model.safetensors']
     absent = [name for name in needed if not (folder / name).is_file()]
     if absent:
-        raise FileNotFoundError(f'{folder} lacks {", ".join(absent)}: weights are read from safetensors files only')
+        raise FileNotFoundError(f'{folder} lacks {", ".join(absent)}; weights are read from safetensors files only')

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-# The matrices that act on tokens; the field and the modulations stay as they are.
+# The matrices that act on tokens; the field and the modulations get no adapters.
 TARGETS = r'(text_)?blocks\.\d+\.(attn\.(qkv|text_kv|proj)|mlp\.(gate_up|down))'
 
 
@@ -18,21 +18,21 @@ def add_lora(
     dropout: float = 0.0,
     target_modules: str | Sequence[str] = TARGETS,
 ) -> dict[str, Any]:
-    """Put trainable adapters into a network, in place, and freeze the rest of it.
+    """Add trainable adapters to a network in place, and freeze the rest of it.
 
-    The network then loads weights with adapters and without; the latter leave the adapters as they are.
+    The network then loads weights both with and without adapters; weights without adapters leave these unchanged.
 
     Args:
         rank: rank of each adapter.
         alpha: an adapter adds ``alpha / rank`` times its product; ``rank`` by default.
         dropout: probability of dropping an adapter's input in training.
-        target_modules: as in PEFT, a regular expression that a layer's whole name matches, or ends of names.
+        target_modules: as in PEFT: a regular expression for the whole name of a layer, or a list of name endings.
 
     Returns:
         ``dict(rank, alpha)``, for the checkpoint's metadata.
 
     Raises:
-        ValueError: if PEFT is not installed or nothing matches ``target_modules``.
+        ValueError: if PEFT is not installed, or nothing matches ``target_modules``.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -50,7 +50,7 @@ def add_lora(
 
 
 def _accept_plain_weights(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Rename the weights of a network without adapters to where PEFT moved them."""
+    """Rename weights without adapters to the names that PEFT gave them."""
     own = module.state_dict()
     moved = {name.replace('.base_layer.', '.'): name for name in own if '.base_layer.' in name}
     plain = {name: moved[name] for name in moved if prefix + name in state}

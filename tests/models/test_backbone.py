@@ -208,7 +208,7 @@ def test_forward_is_encode_then_decode():
 @pytest.mark.parametrize(
     ('kwargs', 'message'),
     [
-        (dict(text_dim=4), 'one of the two'),
+        (dict(text_dim=4), 'either num_classes or text_dim'),
         (dict(num_heads=3), 'num_heads=3'),
         (dict(position_rule='diagonal'), 'diagonal'),
         (dict(head=dict(type='NeuralFieldHead', coordinates='polar')), 'polar'),

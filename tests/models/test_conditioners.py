@@ -128,7 +128,7 @@ class TestQwen3TextEncoder:
         assert torch.equal(given, embeds.bfloat16().float())
         with pytest.raises(ValueError, match=r'\(2, 3, 40\).*\(B, 12, 40\)'):
             encoder.from_batch({'text_embeds': embeds[:, :3]})
-        with pytest.raises(ValueError, match='no text'):
+        with pytest.raises(ValueError, match='neither text nor text_embeds'):
             encoder.from_batch({'label': torch.zeros(2)})
 
     def test_precomputed_prompts_never_read_the_weights(self, encoder, tmp_path):
@@ -217,7 +217,7 @@ class TestQwen3Folder:
 
     def test_another_kind_of_model_is_refused(self, folder):
         (folder / 'config.json').write_text('{"model_type": "llama"}')
-        with pytest.raises(ValueError, match="'llama' model, qwen3 is needed"):
+        with pytest.raises(ValueError, match="'llama' model, not qwen3"):
             self.build(folder)
 
     def test_a_configuration_that_is_no_json_is_refused(self, folder):

@@ -119,7 +119,7 @@ def test_unusable_arguments_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r'/no/such.*facebook/dinov2-base'):
         DINOv2Teacher('/no/such')
     (tmp_path / 'config.json').write_text('{"model_type": "vit"}')
-    with pytest.raises(ValueError, match="'vit' model, dinov2 or dinov2_with_registers is needed"):
+    with pytest.raises(ValueError, match="'vit' model, not dinov2 or dinov2_with_registers"):
         DINOv2Teacher(tmp_path)
 
 

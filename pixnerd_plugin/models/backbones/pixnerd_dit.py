@@ -28,9 +28,9 @@ from .conditioning import Conditioning
 
 @MODELS.register_module()
 class PixNerdDiT(nn.Module):
-    """Velocity ``v(x, t, cond)`` of a noisy picture: a transformer over large patches and a head per pixel.
+    """Velocity ``v(x, t, cond)`` of a noisy picture: a transformer over large patches, and a head for their pixels.
 
-    The condition is a class when ``num_classes`` is given, and a text when ``text_dim`` is.
+    The condition is a class if ``num_classes`` is given, and a text if ``text_dim`` is.
 
     Args:
         dim: width ``D`` of the tokens.
@@ -40,11 +40,11 @@ class PixNerdDiT(nn.Module):
         in_channels: channels ``C`` of the picture.
         num_classes: number of classes; the null class is ``num_classes``, the last row of the table.
         text_dim: width of the text embeddings; the null text is the embedding of the empty prompt.
-        text_length: most text tokens the positions were learned for.
-        text_depth: blocks that refine the text before the picture attends to it.
+        text_length: maximum number of text tokens, the number of learned positions.
+        text_depth: number of blocks that refine the text before the picture attends to it.
         mlp_hidden: hidden width of the SwiGLU; by default ``floor(8 D / 3)`` for classes and ``4 D`` for text.
-        position_rule: rule of the token positions (see :func:`~..layers.rotary.token_positions`); by default that of
-            the published weights: ``'fixed_span'`` for classes, ``'swapped_grid'`` for text.
+        position_rule: rule of the token positions (see :func:`~pixnerd_plugin.functional.positions.token_positions`);
+            by default that of the published weights: ``'fixed_span'`` for classes, ``'swapped_grid'`` for text.
         head: the head, built or as a dict; ``dim``, ``patch_size`` and ``in_channels`` are filled in.
         operations: namespace of the layers with weights: ``Linear``, ``RMSNorm``, ``Embedding``; by default torch's,
             with a faster ``RMSNorm``.
@@ -71,7 +71,7 @@ class PixNerdDiT(nn.Module):
         text_depth=integer(0, 512),
     )
 
-    # ModuleLists of TransformerBlock, which a type checker cannot say.
+    # Each is a ModuleList of TransformerBlock, which a type checker cannot express.
     text_blocks: Any
     blocks: Any
 
@@ -97,13 +97,12 @@ class PixNerdDiT(nn.Module):
         super().__init__()
         if (num_classes is None) == (text_dim is None):
             raise ValueError(
-                f'PixNerdDiT takes num_classes or text_dim, one of the two; got num_classes={num_classes}, '
-                f'text_dim={text_dim}'
+                f'PixNerdDiT takes either num_classes or text_dim; got num_classes={num_classes}, text_dim={text_dim}'
             )
         if dim % num_heads or (dim // num_heads) % 4:
             raise ValueError(
-                f'PixNerdDiT: dim={dim} over num_heads={num_heads} must give heads whose width is a multiple of 4, '
-                'for the two-dimensional rotary embedding'
+                f'PixNerdDiT: dim={dim} divided by num_heads={num_heads} must be a multiple of 4, for the '
+                'two-dimensional rotary embedding'
             )
         is_text = text_dim is not None
         self.dim = dim
@@ -153,7 +152,7 @@ class PixNerdDiT(nn.Module):
             self.head.init_weights()
 
     def architecture(self) -> dict[str, Any]:
-        """The registry dict that rebuilds this network: plain numbers and strings, as kept in checkpoints."""
+        """The registry dict that rebuilds this network, of plain numbers and strings, as stored in checkpoints."""
         unused = {'text_dim', 'text_length', 'text_depth'} if self.text_dim is None else {'num_classes'}
         own = {name: value for name, value in describe_part(self).items() if name not in unused}
         head = self.head.architecture() if hasattr(self.head, 'architecture') else {'type': type(self.head).__name__}
@@ -169,22 +168,23 @@ class PixNerdDiT(nn.Module):
         feature_layer: int | None = None,
         conditioning: Conditioning | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Run the transformer: a noisy picture to patch vectors, all that the head sees of it.
+        """Run the transformer: a noisy picture to patch vectors, which are all that the head sees of it.
 
         Args:
-            x: noisy picture ``(B, C, H, W)``; it sets dtype and device of the computation.
+            x: noisy picture ``(B, C, H, W)``; its dtype and device are those of the computation.
             t: time ``(B,)``, 0 at noise and 1 at the image.
             cond: class ids ``(B,)``, or text embeddings ``(B, N, text_dim)``.
-            token_grid: ``(rows, columns)`` of tokens for a picture of another size: the transformer reads the picture
-                resampled to ``rows P x columns P`` (paper Fig. 4). By default one token for each ``P x P`` pixels.
+            token_grid: ``(rows, columns)`` of tokens, for pictures of another size than the trained one: the
+                transformer reads the picture resampled to ``rows P x columns P`` (paper Fig. 4). By default each ``P x
+                P`` pixels make a token.
             feature_layer: also return the tokens ``(B, L, D)`` after this block, counted from 1.
-            conditioning: what :meth:`condition` gave for ``t`` and ``cond``, if it was computed before.
+            conditioning: result of :meth:`condition` for ``t`` and ``cond``, if it was computed ahead.
 
         Returns:
-            The patch vectors ``s (B, L, D)``, and the features, or None where no layer was asked for.
+            The patch vectors ``s (B, L, D)``, and the features, or None without ``feature_layer``.
 
         Raises:
-            ValueError: if a shape, the grid or a class id does not fit; the message names it.
+            ValueError: if a shape, the grid or a class id is wrong; the message names it.
         """
         grid = self.grid_of(x, token_grid)
         self._check_condition(cond, len(x))
@@ -214,14 +214,14 @@ class PixNerdDiT(nn.Module):
         """Run the head: patch vectors and noisy pixels to the velocity of those pixels.
 
         Args:
-            s: patch vectors ``(B, rows * columns, D)`` of :meth:`encode`.
-            pixels: noisy pixels ``(B, C, rows h, columns w)``; ``h x w`` of them in each patch.
+            s: patch vectors ``(B, rows * columns, D)`` from :meth:`encode`.
+            pixels: noisy pixels ``(B, C, rows h, columns w)``, ``h x w`` in each patch.
             token_grid: ``(rows, columns)`` of patches.
             positions: row positions ``(h,)`` and column positions ``(w,)`` of the pixels in each patch; by default
-                those of the whole patch.
-            field_chunk: most pixels the head evaluates at once.
-            blend: how far from a border the fields on both sides share in a pixel, in base pixels; 0 (published, hard
-                borders) to 1 (see :mod:`~pixnerd_plugin.functional.blending`). Not with ``positions``.
+                they cover the whole patch.
+            field_chunk: maximum number of pixels that the head evaluates at once.
+            blend: width in base pixels over which the fields on both sides of a border are averaged, from 0 (published,
+                hard borders) to 1 (see :mod:`~pixnerd_plugin.functional.blending`). Not with ``positions``.
 
         Returns:
             The velocity, shaped like ``pixels``.
@@ -260,23 +260,23 @@ class PixNerdDiT(nn.Module):
         conditioning: Conditioning | None = None,
         blend: float = 0.0,
     ) -> Tensor:
-        """Return the velocity of ``x``: :meth:`encode`, then :meth:`decode` of its own pixels; arguments as there."""
+        """Return the velocity of ``x``: :meth:`encode`, then :meth:`decode` with ``x`` as pixels; same arguments."""
         s, _ = self.encode(x, t, cond, token_grid, conditioning=conditioning)
         return self.decode(s, x, self.grid_of(x, token_grid), field_chunk=field_chunk, blend=blend)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile :meth:`encode` and :meth:`decode` in place, arguments as of ``torch.compile``.
+        """Compile :meth:`encode` and :meth:`decode` in place, with the arguments of ``torch.compile``.
 
-        Everything runs through the two, :meth:`forward` included, and parameter names stay as they are.
+        All calls go through these two, including :meth:`forward`. Parameter names do not change.
         """
         self.encode = torch.compile(self.encode, *args, **kwargs)  # type: ignore[method-assign]
         self.decode = torch.compile(self.decode, *args, **kwargs)  # type: ignore[method-assign]
 
     def grid_of(self, x: Tensor, token_grid: tuple[int, int] | None = None) -> tuple[int, int]:
-        """Rows and columns of tokens for a picture ``x (B, C, H, W)``: ``token_grid`` if given, else one a patch.
+        """Rows and columns of tokens for a picture ``x (B, C, H, W)``: ``token_grid`` if given, else one per patch.
 
         Raises:
-            ValueError: if the picture or the grid does not fit; the message names it.
+            ValueError: if the sides of the picture are not multiples of the patch or the grid; the message names them.
         """
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f'x must be (B, {self.in_channels}, H, W), got {tuple(x.shape)}')
@@ -298,11 +298,11 @@ class PixNerdDiT(nn.Module):
 
     @torch.no_grad()
     def condition(self, t: Tensor, cond: Tensor, dtype: torch.dtype) -> Conditioning:
-        """Compute ahead what :meth:`encode` needs of ``R`` pairs of a time and a condition, for many steps at once.
+        """Compute ahead what :meth:`encode` needs for ``R`` pairs of a time and a condition, such as many steps.
 
         Args:
             t, cond: as in :meth:`encode`, ``(R,)`` and ``(R, ...)``.
-            dtype: dtype of the pictures to come.
+            dtype: dtype of the pictures that will be encoded.
         """
         self._check_condition(cond, len(t))
         e_t, modulations, texts = self._condition(t, cond, dtype)
@@ -365,17 +365,17 @@ class PixNerdDiT(nn.Module):
             raise ValueError(
                 f'cond must be class ids ({batch},) for this class-conditional model, got {tuple(cond.shape)}'
             )
-        # Reading an id from a GPU would wait for it, and a compiler cannot.
+        # Reading an id from a GPU would stall, and a compiler cannot read one.
         if cond.device.type == 'cpu' and batch and not torch.compiler.is_compiling():
             for extreme in (int(cond.min()), int(cond.max())):
                 if not 0 <= extreme <= self.num_classes:
                     raise ValueError(
                         f'class {extreme} is out of range: this model has classes 0 to {self.num_classes - 1}, '
-                        f'and {self.num_classes} for none'
+                        f'and {self.num_classes} for no class'
                     )
 
 
 def _resample(x: Tensor, grid: tuple[int, int], patch_size: int) -> Tensor:
-    """The picture at the size the transformer reads; nearest neighbour, so that noise keeps its variance."""
+    """Resize the picture to what the transformer reads; nearest neighbour, so that noise keeps its variance."""
     size = (grid[0] * patch_size, grid[1] * patch_size)
     return x if x.shape[2:] == size else F.interpolate(x, size=size, mode='nearest')

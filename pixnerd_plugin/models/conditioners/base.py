@@ -1,4 +1,4 @@
-"""What every conditioner offers: user input or a training batch to ``cond``, and the null condition."""
+"""The interface of conditioners: user input or a training batch to ``cond``, and the null condition."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from torch import Tensor
 
 
 class Conditioner(ABC):
-    """Turns labels or prompts into the ``cond`` a backbone takes; holds nothing that is trained.
+    """Turns labels or prompts into the ``cond`` of a backbone; holds nothing that is trained.
 
-    A plain object rather than an ``nn.Module``: nothing of it reaches a checkpoint, DDP or the EMA.
+    It is not an ``nn.Module``, so it stays out of checkpoints, DDP and the EMA.
     """
 
     device = torch.device('cpu')
 
     def to(self, device: torch.device | str) -> Conditioner:
-        """Set the device of the results (and of the encoder, if there is one); returns ``self``."""
+        """Set the device of the results, and of the encoder if there is one; return ``self``."""
         self.device = torch.device(device)
         return self
 
     @abstractmethod
     def __call__(self, inputs: Sequence[Any]) -> Tensor:
-        """What users write, one entry per picture, to ``cond`` of batch size ``len(inputs)``."""
+        """Convert user input, one entry per picture, to ``cond`` of batch size ``len(inputs)``."""
 
     @abstractmethod
     def null(self, batch_size: int) -> Tensor:
-        """The condition that stands for none, ``batch_size`` times."""
+        """The null condition, ``batch_size`` times."""
 
     @abstractmethod
     def from_batch(self, data_samples: Mapping[str, Any]) -> Tensor:
-        """The ``data_samples`` of a collated training batch to ``cond``."""
+        """Convert the ``data_samples`` of a collated training batch to ``cond``."""

@@ -1,7 +1,7 @@
-"""Text embeddings computed ahead of training: a folder of safetensors shards, looked up by the caption itself.
+"""Text embeddings computed ahead of training: a folder of safetensors shards, looked up by caption.
 
-A shard holds ``embeds`` (n, max_length, dim) and ``keys`` (n, 16), the digests of the n captions. Looking up by
-caption makes the store independent of how pictures are kept (folders, tar shards), and of how many captions each has.
+A shard holds ``embeds`` (n, max_length, dim) and ``keys`` (n, 16), the digests of the n captions. Because captions are
+the keys, the store does not depend on how pictures are kept (folders, tar shards) or how many captions each has.
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ class _Rows(NamedTuple):
 
 
 def caption_key(caption: str) -> bytes:
-    """The digest a caption is stored under; space around the caption does not matter."""
+    """The digest under which a caption is stored; leading and trailing spaces do not matter."""
     return hashlib.blake2b(caption.strip().encode(), digest_size=KEY_BYTES).digest()
 
 
 class TextEmbeddingStore:
-    """The captions of a folder of shards, as far as they have been computed.
+    """The text embeddings in a folder of shards.
 
-    Memory is 24 bytes a caption; the embeddings stay on disk.
+    It takes 24 bytes of memory a caption; the embeddings stay on disk.
 
     Args:
-        folder: Where the shards are. It may be empty, for a store that is to be written.
+        folder: folder of the shards. It may be empty, for a store to be written.
 
     Raises:
-        ValueError: A damaged shard, or shards made with different settings.
+        ValueError: if a shard is damaged, or shards were made with different settings.
     """
 
     def __init__(self, folder: str | Path):
@@ -80,7 +80,7 @@ class TextEmbeddingStore:
         """The embedding of ``caption``, shape (max_length, dim).
 
         Raises:
-            ValueError: There is none, it is not finite, or its shard has been cut short meanwhile.
+            ValueError: if the store has none, it is not finite, or its shard has been cut short.
         """
         index = self._find(caption)
         if index is None:
@@ -93,13 +93,13 @@ class TextEmbeddingStore:
         return embedding
 
     def write(self, name: str, captions: Sequence[str], embeds: Tensor, settings: dict[str, str]) -> None:
-        """Write one shard, whole or not at all. It is seen by the stores opened afterwards.
+        """Write one shard atomically. Stores opened afterwards have it; this one does not.
 
         Args:
-            name: File name, without its ending.
-            captions: The n captions.
-            embeds: Their embeddings, shape (n, max_length, dim).
-            settings: What the embeddings were made with; the same in all shards of a folder.
+            name: file name without suffix.
+            captions: the n captions.
+            embeds: their embeddings, shape (n, max_length, dim).
+            settings: how the embeddings were made; the same in all shards of a folder.
         """
         keys = np.frombuffer(b''.join(map(caption_key, captions)), np.uint8).reshape(-1, KEY_BYTES)
         with atomic_path(self.folder / f'{name}.safetensors') as temporary:
@@ -116,7 +116,7 @@ class TextEmbeddingStore:
 
     def _open(self, shard: Path) -> np.ndarray:
         """Check a shard, and return the digests in it."""
-        with naming(f'{shard} is no shard of text embeddings; delete it and run tools/precompute_text.py again'):
+        with naming(f'{shard} is not a shard of text embeddings; delete it and run tools/precompute_text.py again'):
             tensors, settings = open_safetensors(require_file(shard, 'shard'))
             rows = _check(tensors, settings)
         if self.settings not in (None, settings):

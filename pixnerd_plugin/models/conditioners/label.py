@@ -26,12 +26,13 @@ class LabelConditioner(Conditioner):
     """Class numbers or names to class ids; the null condition is ``num_classes``.
 
     Args:
-        num_classes: Number of classes, the null class not counted.
-        class_names: One name per class, in order of the class number, or a text file with one per line. A name may
-            hold several separated by commas (``'tench, Tinca tinca'``); each of them is understood, whatever its case.
+        num_classes: number of classes, not counting the null class.
+        class_names: one name per class, in order of the class number, or a text file with one per line. A name may
+            consist of several separated by commas (``'tench, Tinca tinca'``), of which any is accepted, in any case.
 
     Raises:
-        FileNotFoundError, ValueError: The file cannot be read, or its names are not one text a class.
+        FileNotFoundError: if there is no such file.
+        ValueError: if ``num_classes`` is below 1, or the names are not one text per class.
     """
 
     def __init__(self, num_classes: int, class_names: Sequence[str] | str | Path | None = None):
@@ -50,10 +51,10 @@ class LabelConditioner(Conditioner):
                 self._ids[synonym].add(class_id)
 
     def __call__(self, inputs: Sequence[int | str]) -> Tensor:
-        """Class numbers (``207``, ``'207'``) or names to ids, shape (B,), long.
+        """Convert class numbers (``207``, ``'207'``) or names to ids, shape (B,), long.
 
         Raises:
-            ValueError: A number out of range, or a name that is unknown or belongs to several classes.
+            ValueError: if a number is out of range, or a name is unknown or shared by several classes.
         """
         return torch.tensor([self._parse(label) for label in inputs], dtype=torch.long, device=self.device)
 
@@ -62,11 +63,11 @@ class LabelConditioner(Conditioner):
         return torch.full((batch_size,), self.num_classes, dtype=torch.long, device=self.device)
 
     def from_batch(self, data_samples: Mapping[str, Any]) -> Tensor:
-        """``data_samples['label']``, shape (B,), to class ids of that shape, long."""
+        """Convert ``data_samples['label']``, shape (B,), to class ids of that shape, long."""
         if 'label' not in data_samples:
             raise ValueError(f'the batch has no label, only {sorted(data_samples)}: the pipeline must keep it')
         labels = torch.as_tensor(data_samples['label'])
-        # On an accelerator this check would stall every step; labels come from the loader on the CPU.
+        # Labels come from the loader on the CPU; on an accelerator this check would stall every step.
         if labels.device.type == 'cpu' and len(labels):
             for extreme in (int(labels.min()), int(labels.max())):
                 self._check_range(extreme)
@@ -83,7 +84,7 @@ class LabelConditioner(Conditioner):
                 label = int(label)
             except ValueError:
                 known = f'one of {self.num_classes} names such as {self.class_names[0]!r}' if self.class_names else ''
-                expected = f'{known} or a number' if known else 'a number, as this model has no class names'
+                expected = f'{known} or a number' if known else 'a number, because this model has no class names'
                 raise ValueError(f'class {label!r} is unknown: give {expected}') from None
         return self._check_range(int(label))
 

@@ -23,20 +23,21 @@ EXAMPLE = 'Qwen/Qwen3-1.7B'
 class Qwen3TextEncoder(Conditioner):
     """Prompts to the last hidden state of Qwen3 after its final norm, shape (B, max_length, dim).
 
-    The prompt is encoded as it is, without chat template, right padded or cut to ``max_length`` tokens. The folder is
-    checked at once; the weights are read at the first prompt.
+    The prompt is encoded as it is, without chat template, padded on the right or truncated to ``max_length`` tokens.
+    The folder is checked when the object is made; the weights are read at the first prompt.
 
     Args:
-        model: Folder of a Qwen3 model in transformers layout with safetensors weights, or its hub id if it is in the
+        model: folder of a Qwen3 model in transformers layout with safetensors weights, or its hub id if it is in the
             local cache. Nothing is downloaded.
-        max_length: Tokens per prompt, padding included.
-        dtype: ``'bfloat16'`` or ``'float32'``: of the computation and of the result. The weights are rounded to
-            bfloat16 either way, see ``_load_qwen3``.
-        precomputed: Folder that ``tools/precompute_text.py`` wrote. Prompts in it, the empty one among them, are not
-            encoded again, so that training on precomputed embeddings never reads the encoder's weights.
+        max_length: tokens per prompt, including padding.
+        dtype: ``'bfloat16'`` or ``'float32'``, of the computation and the result. The weights are rounded to bfloat16
+            either way, see ``_load_qwen3``.
+        precomputed: folder that ``tools/precompute_text.py`` wrote. Prompts in it, including the empty one, are not
+            encoded again, so training on precomputed embeddings never reads the encoder's weights.
 
     Raises:
-        FileNotFoundError, ValueError: ``model`` is missing, incomplete or no Qwen3.
+        FileNotFoundError: if ``model`` or ``precomputed`` is missing or incomplete.
+        ValueError: if ``model`` is not a Qwen3, or ``precomputed`` was made by another model or length.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class Qwen3TextEncoder(Conditioner):
         precomputed: str | Path | None = None,
     ):
         if max_length < 1:
-            raise ValueError(f'max_length is {max_length}, at least 1 is needed')
+            raise ValueError(f'max_length={max_length} must be at least 1')
         self.max_length = max_length
         self.dtype = resolve_dtype(dtype)
         self.folder = find_pretrained(model, ('qwen3',), EXAMPLE)
@@ -67,11 +68,11 @@ class Qwen3TextEncoder(Conditioner):
         return self
 
     def __call__(self, inputs: Sequence[str]) -> Tensor:
-        """Prompts to embeddings, shape (B, max_length, dim), in ``dtype``."""
+        """Encode prompts, shape (B, max_length, dim), in ``dtype``."""
         if self._store is not None and inputs and all(prompt in self._store for prompt in inputs):
             return torch.stack([self._store[prompt] for prompt in inputs]).to(self.device, self.dtype)
         ids, mask = self.tokenize(inputs)
-        # Encoding only the others keeps the empty prompt identical to `null`, whatever it is batched with.
+        # Empty prompts are not encoded with the batch, so that they are always identical to `null`.
         filled = mask.any(dim=1)
         embeds = self.null(len(ids)).clone()
         if filled.any():
@@ -84,14 +85,14 @@ class Qwen3TextEncoder(Conditioner):
             self._empty = self._store[''][None].to(self.dtype)
         if self._empty is None:
             ids, mask = self.tokenize([''])
-            # All padding. A mask of zeros means different things to different versions of transformers; the published
-            # weights were trained with the padding attending to itself.
+            # All padding. Versions of transformers treat a mask of zeros differently; the published weights were
+            # trained with the padding attending to itself.
             self._empty = self._encode(ids, torch.ones_like(mask))
         self._empty = self._empty.to(self.device)
         return self._empty.expand(batch_size, -1, -1)
 
     def from_batch(self, data_samples: Mapping[str, Any]) -> Tensor:
-        """Precomputed ``text_embeds`` (B, max_length, dim) if the batch has them, else its ``text`` encoded."""
+        """Return ``text_embeds`` (B, max_length, dim) if the batch has them, else encode its ``text``."""
         if 'text_embeds' in data_samples:
             embeds = data_samples['text_embeds']
             expected = tuple(self.null(1).shape[1:])
@@ -101,11 +102,11 @@ class Qwen3TextEncoder(Conditioner):
                 )
             return embeds.to(self.device, self.dtype, non_blocking=True)
         if 'text' not in data_samples:
-            raise ValueError(f'the batch has no text or text_embeds, only {sorted(data_samples)}')
+            raise ValueError(f'the batch has neither text nor text_embeds, only {sorted(data_samples)}')
         return self(data_samples['text'])
 
     def tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Prompts to token ids and attention mask, both (B, max_length), long, on the CPU."""
+        """Convert prompts to token ids and attention mask, both (B, max_length), long, on the CPU."""
         if isinstance(prompts, str):
             raise ValueError(f'prompts must be a list of strings, got the string {prompts!r}')
         for prompt in prompts:
@@ -127,7 +128,7 @@ def _open_store(precomputed: str | Path, folder: Path, max_length: int) -> Any:
     wanted = dict(model=folder.resolve().name, max_length=str(max_length))
     found = {name: (store.settings or {}).get(name) for name in wanted}
     if found != wanted:
-        raise ValueError(f'{precomputed} holds embeddings made with {found}, and {wanted} is wanted: compute them anew')
+        raise ValueError(f'{precomputed} holds embeddings made with {found}, not {wanted}: compute them again')
     return store
 
 
@@ -161,10 +162,10 @@ def _load_qwen3(folder: Path, dtype: torch.dtype) -> nn.Module:
     from transformers import Qwen3Config, Qwen3Model
 
     config: Any = Qwen3Config.from_pretrained(folder, local_files_only=True)
-    # transformers 4 ignores the place where transformers 5 saves the rotary base, and takes 10000.
+    # transformers 5 saves the rotary base where transformers 4 does not look; it would use 10000 instead.
     if hasattr(config, 'rope_theta') and getattr(config, 'rope_parameters', None):
         config.rope_theta = config.rope_parameters['rope_theta']
     model = load_pretrained(Qwen3Model, folder, config=config, dtype=torch.bfloat16)
-    # The release casts the whole module, which rounds the rotary inverse frequencies too, and PixNerd's weights were
-    # trained on that; so they are rounded before any computation in float32.
+    # The release casts the whole module, which also rounds the rotary inverse frequencies, and PixNerd was trained with
+    # that. So everything is rounded to bfloat16 first, even for a computation in float32.
     return model.to(torch.bfloat16).to(dtype)

@@ -17,7 +17,7 @@ from pixnerd_plugin.registry import MODELS
 class LinearHead(nn.Module):
     """RMSNorm and one linear layer from a patch's vector to the velocities of its ``P x P`` pixels.
 
-    It sees neither coordinates nor noisy values, and knows no other number of pixels. Arguments as in
+    It sees neither coordinates nor noisy values, and gives no other number of pixels. Arguments as for
     :class:`~.neural_field.NeuralFieldHead`.
     """
 
@@ -51,12 +51,12 @@ class LinearHead(nn.Module):
         """Map ``s (B, L, D)`` to velocities shaped like ``pixels (B, L, P, P, C)``; ``chunk`` has no effect.
 
         Raises:
-            ValueError: if the patches are not ``P x P`` or ``positions`` are given: only a field can answer that.
+            ValueError: if the patches are not ``P x P`` or ``positions`` are given, which only a field can handle.
         """
         size = tuple(pixels.shape[2:4])
         if positions is not None or size != (self.patch_size, self.patch_size):
             raise ValueError(
-                f'LinearHead gives {self.patch_size}x{self.patch_size} pixels a patch and was asked for '
-                f'{size[0]}x{size[1]}; use NeuralFieldHead for other sizes'
+                f'LinearHead gives {self.patch_size}x{self.patch_size} pixels a patch, not {size[0]}x{size[1]}; '
+                'use NeuralFieldHead for other sizes'
             )
         return rearrange(self.proj(self.norm(s)), 'b l (h w c) -> b l h w c', h=size[0], w=size[1])

@@ -1,4 +1,4 @@
-"""Self-attention with normalised queries and keys, optionally joined by the keys and values of a text."""
+"""Self-attention with normalised queries and keys, optionally over a text as well."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 AttentionFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""``(q, k, v) -> out``, all ``(B, num_heads, tokens, head_dim)``, softmax scale ``head_dim ** -0.5``."""
-
+"""``(q, k, v) -> out``, all ``(B, num_heads, tokens, head_dim)``, with softmax scale ``head_dim ** -0.5``."""
 
 Text = Tensor | tuple[Tensor, Tensor]
-"""Text tokens ``(B, N, D)``, or the keys and values made of them, each ``(B, num_heads, N, head_dim)``."""
+"""Text tokens ``(B, N, D)``, or their keys and values, each ``(B, num_heads, N, head_dim)``."""
 
 
 def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -24,12 +23,12 @@ def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head attention; RMSNorm on each head's q and k (weights shared by heads) comes before the rotation.
+    """Multi-head attention, with an RMSNorm on q and k of each head (weights shared by heads) before the rotation.
 
     Args:
         dim: width of the tokens, a multiple of ``num_heads``.
-        num_heads: number of heads; their width must be a multiple of 4 for the 2-D rotation.
-        joint: also attend a text, through its own key and value projection and the same k-norm, not rotated.
+        num_heads: number of heads; ``dim / num_heads`` must be a multiple of 4 for the 2-D rotation.
+        joint: also attend to a text, whose keys and values have their own projection, the same k-norm and no rotation.
         operations: namespace of the layers with weights (``Linear``, ``RMSNorm``).
         attention: the attention function.
         factory: ``dtype`` and ``device`` of the weights.
@@ -49,7 +48,7 @@ class Attention(nn.Module):
         self.proj = operations.Linear(dim, dim, **factory)
 
     def forward(self, h: Tensor, rotate: Callable[[Tensor], Tensor] | None = None, text: Text | None = None) -> Tensor:
-        """Map ``h (B, L, D)``, with ``text`` if joint, to ``(B, L, D)``; ``rotate`` turns q and k."""
+        """Map ``h (B, L, D)`` to ``(B, L, D)``; ``rotate`` turns q and k, and ``text`` is for joint attention."""
         q, k, v = rearrange(self.qkv(h), 'b l (three head d) -> three b head l d', three=3, head=self.num_heads)
         q, k = self.q_norm(q), self.k_norm(k)
         if rotate is not None:
@@ -62,6 +61,6 @@ class Attention(nn.Module):
         return self.proj(rearrange(out, 'b head l d -> b l (head d)'))
 
     def text_keys_values(self, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys, normalised and not rotated, and values of ``text (B, N, D)``, each ``(B, num_heads, N, head_dim)``."""
+        """Normalised keys and the values of ``text (B, N, D)``, each ``(B, num_heads, N, head_dim)``."""
         k, v = rearrange(self.text_kv(text), 'b n (two head d) -> two b head n d', two=2, head=self.num_heads)
         return self.k_norm(k), v

@@ -26,7 +26,7 @@ class Modulation(NamedTuple):
 
 
 class SwiGLU(nn.Module):
-    """``down(silu(gate) * up)``; gate and up come from one product, in that order."""
+    """``down(silu(gate) * up)``; one product gives gate and up, in that order."""
 
     def __init__(self, dim: int, hidden: int, operations: Any, **factory: Any):
         super().__init__()
@@ -39,9 +39,9 @@ class SwiGLU(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """RMSNorm, attention, RMSNorm, SwiGLU; one linear layer, no activation before it, makes the modulation.
+    """RMSNorm, attention, RMSNorm, SwiGLU. One linear layer on the condition, without activation, gives the modulation.
 
-    The caller computes ``modulate(c)`` and hands it to ``forward``: it depends on time and condition, not on tokens.
+    The caller passes ``modulate(c)`` to ``forward``: it depends on time and condition, not on tokens.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class TransformerBlock(nn.Module):
         rotate: Callable[[Tensor], Tensor] | None = None,
         text: Text | None = None,
     ) -> Tensor:
-        """Map tokens ``h (B, L, D)`` to ``(B, L, D)``; ``text`` joins the attention of a joint block."""
+        """Map tokens ``h (B, L, D)`` to ``(B, L, D)``; a joint block attends to ``text`` too."""
         parts = modulation.unsqueeze(2).unbind(1)
         for_attention, for_mlp = Modulation(*parts[:3]), Modulation(*parts[3:])
         h = for_attention.apply(h, self.norm1, lambda n: self.attn(n, rotate, text))

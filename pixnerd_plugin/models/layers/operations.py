@@ -1,4 +1,4 @@
-"""The layers with weights that a network is made of unless a host (ComfyUI) supplies its own."""
+"""The layers with weights that networks use, unless a host such as ComfyUI supplies its own."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class RMSNorm(nn.RMSNorm):
         weight = self.weight.to(h.dtype)
         if not _is_autocast(h.device.type):
             return rms_norm(h, weight, self.eps)
-        # A GPU has a fused kernel for one dtype, with its sums in float32; autocast would make all of it float32.
+        # A GPU's fused kernel takes a single dtype and sums in float32; autocast would run all of it in float32.
         with torch.autocast(h.device.type, enabled=False):
             return rms_norm(h, weight, self.eps)
 
 
 def _is_autocast(device: str) -> bool:
-    # The device 'meta' knows no autocast, and says so by an error.
+    # On the device 'meta', is_autocast_enabled raises.
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)

@@ -1,4 +1,4 @@
-"""Training the field between base pixels: as many pixels as ever, drawn from a larger original."""
+"""Training the field between base pixels: the usual number of pixels, drawn from a larger original."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pixnerd_plugin.functional.positions import pixel_positions
 
 
 def draw_fine_pixels(images: Tensor, noise: Tensor, patch_size: int) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """Draw a density and, for each base row and column of a patch, one of the fine rows and columns under it.
+    """Draw a density and, for each base row and column of a patch, one of the fine rows and columns that it covers.
 
-    The choice is the same in every patch, so that the field's coordinates are shared.
+    The choice is the same in every patch, so that all patches share the field's coordinates.
 
     Args:
         images: originals ``(B, C, k H, k W)``.
@@ -31,7 +31,7 @@ def draw_fine_pixels(images: Tensor, noise: Tensor, patch_size: int) -> tuple[Te
     if fine * rows != images.shape[2]:
         images = F.interpolate(images, size=(rows * fine, columns * fine), mode='bilinear', antialias=True)
     lines = torch.stack([_draw_lines(patch_size, fine) for _ in range(2)])
-    # From pinned memory, so that nothing waits for the GPU.
+    # Pinned, so that the copy does not wait for the GPU.
     lines = lines.pin_memory() if images.is_cuda else lines
     y, x = lines.to(images.device, non_blocking=True)
     positions = pixel_positions(fine, patch_size, 'centers', images.device)
@@ -42,7 +42,7 @@ def draw_fine_pixels(images: Tensor, noise: Tensor, patch_size: int) -> tuple[Te
 
 
 def _draw_lines(patch_size: int, fine: int) -> Tensor:
-    """For each of ``patch_size`` base lines, the index of one of the ``fine`` lines of the patch that it covers."""
+    """For each of ``patch_size`` base lines, the index of one of the ``fine`` lines that it covers, at random."""
     return ((torch.arange(patch_size) + torch.rand(patch_size)) * (fine / patch_size)).long().clamp(max=fine - 1)
 
 

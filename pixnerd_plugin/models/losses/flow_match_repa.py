@@ -23,18 +23,18 @@ class FlowMatchREPALoss(nn.Module):
         align_layer: block whose tokens are aligned, counted from 1.
         repa_weight: weight ``w`` of the alignment.
         timeshift: shift of the drawn times towards noise.
-        time_std: standard deviation of the drawn times' logit; 1 in the paper. A larger one trains more at both ends,
-            where a sampler starts and finishes.
+        time_std: standard deviation of the logit of the drawn times; 1 in the paper. A larger one trains more at both
+            ends, where a sampler starts and finishes.
         cond_drop_prob: probability that a picture's condition is replaced by the null condition.
-        teacher: maps images ``(B, 3, H, W)`` in [-1, 1] to features ``(B, L, teacher_dim)``; a callable, a registry
-            dict, or None. It is no submodule: it stays out of checkpoints and of the EMA.
-        dim, projector_dim, teacher_dim: widths of the projector's three linear layers' ends.
+        teacher: maps images ``(B, 3, H, W)`` in [-1, 1] to features ``(B, L, teacher_dim)``: a callable, a registry
+            dict, or None. It is not a submodule, so it stays out of checkpoints and the EMA.
+        dim, projector_dim, teacher_dim: widths of the projector: input, hidden layers, output.
         max_density: above 1, train the field at several densities: ``images`` are then ``max_density`` times the base
-            size, and each step draws a density from 1 to it (see :meth:`forward`).
+            size, and each step draws a density between 1 and ``max_density`` (see :meth:`forward`).
 
     Attributes:
-        per_picture: of the last call, detached: the times ``t (B,)``, and each loss term ``(B,)`` by its name, whose
-            mean is the term returned. For loss curves by time (paper Fig. 6).
+        per_picture: the times ``t (B,)`` and each loss term ``(B,)`` of the last call, by name and detached; the mean
+            of a term is what the call returned. For loss curves by time (paper Fig. 6).
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class FlowMatchREPALoss(nn.Module):
             nn.SiLU(),
             nn.Linear(projector_dim, teacher_dim),
         )
-        # In a tuple, so that nn.Module does not take a teacher that is a module for a child.
+        # In a tuple, so that nn.Module does not register a teacher that is a module.
         self._teacher = (build(MODELS, teacher),)
         self.per_picture: dict[str, Tensor] = {}
 
@@ -87,23 +87,26 @@ class FlowMatchREPALoss(nn.Module):
         teacher_features: Tensor | None = None,
         drop_mask: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Return the two terms, the alignment already weighted, in float32.
+        """Return the two terms in float32, the alignment already weighted.
 
-        With ``max_density`` above 1 the tokens come from the noisy base picture (``images`` averaged down), and the
-        field is evaluated on as many pixels as ever, drawn by :func:`~.density.draw_fine_pixels`, with the finer
-        picture's values as target.
+        With ``max_density`` above 1, the tokens come from the noisy base picture (``images`` averaged down). The field
+        is evaluated on the usual number of pixels, which :func:`~.density.draw_fine_pixels` draws from the finer
+        picture, and their values there are the target.
 
         Args:
             net: the backbone; its ``encode`` and ``decode`` are called.
             images: ``(B, C, H, W)`` in [-1, 1].
             cond, null_cond: conditions and null conditions of the batch; ``null_cond`` may have batch size 1.
-            noise: standard normal ``(B, C, h, w)`` of base size; drawn when not given, as are the next two.
+            noise: standard normal ``(B, C, h, w)`` of base size; drawn if not given, like ``t`` and ``drop_mask``.
             t: times ``(B,)``, after the shift.
+            teacher_features: ``(B, L, teacher_dim)``; computed by the teacher if not given.
             drop_mask: booleans ``(B,)``, true where the condition is dropped.
-            teacher_features: ``(B, L, teacher_dim)``; the teacher's when not given.
 
         Returns:
-            ``dict(loss_flow, loss_repa)``; without teacher and ``teacher_features``, ``dict(loss_flow)``.
+            ``dict(loss_flow, loss_repa)``; without a teacher and ``teacher_features`` only ``dict(loss_flow)``.
+
+        Raises:
+            ValueError: if conditions are to be dropped and there is no ``null_cond``.
         """
         base, positions = images, None
         if self.max_density > 1:
@@ -140,5 +143,5 @@ class FlowMatchREPALoss(nn.Module):
 def drop_condition(cond: Tensor, null_cond: Tensor | None, mask: Tensor) -> Tensor:
     """Replace ``cond`` by ``null_cond`` where ``mask (B,)`` is true."""
     if null_cond is None:
-        raise ValueError('dropping conditions needs null_cond; give it, or set cond_drop_prob=0')
+        raise ValueError('dropping conditions needs null_cond; pass it, or set cond_drop_prob=0')
     return torch.where(mask.view(-1, *[1] * (cond.ndim - 1)), null_cond.to(cond), cond)

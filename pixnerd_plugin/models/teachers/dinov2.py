@@ -20,21 +20,22 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @MODELS.register_module()
 class DINOv2Teacher:
-    """Images to normalised patch tokens of a frozen DINOv2, one for each patch of the student.
+    """Images to the normalised patch tokens of a frozen DINOv2, one for each patch of the student.
 
-    A plain object rather than an ``nn.Module``: nothing of it reaches a checkpoint, DDP or the EMA. The folder is
-    checked at once; the weights are read at the first call.
+    It is not an ``nn.Module``, so it stays out of checkpoints, DDP and the EMA. The folder is checked when the object
+    is made; the weights are read at the first call.
 
     Args:
-        model: Folder of a DINOv2 (with registers or without) in transformers layout with safetensors weights, or its
+        model: folder of a DINOv2 (with registers or without) in transformers layout with safetensors weights, or its
             hub id if it is in the local cache. Nothing is downloaded.
-        config: Instead of ``model``: arguments of transformers' ``Dinov2Config``, for a teacher of random weights,
-            always the same. For tests and for measuring speed.
-        patch_size: Pixels on a side of the student's patch.
+        config: instead of ``model``, arguments of transformers' ``Dinov2Config`` for a teacher with random weights,
+            always the same ones. For tests and for measuring speed.
+        patch_size: side of the student's patch in pixels.
         dtype: ``'float32'`` or ``'bfloat16'``, of the teacher's weights and computation.
 
     Raises:
-        FileNotFoundError, ValueError: ``model`` is missing, incomplete or no DINOv2.
+        FileNotFoundError: if ``model`` is missing or incomplete.
+        ValueError: if ``model`` is not a DINOv2, or ``model`` and ``config`` are both given or both missing.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class DINOv2Teacher:
         dtype: str = 'float32',
     ):
         if (model is None) == (config is None):
-            raise ValueError('DINOv2Teacher takes either model=FOLDER or config=dict(...), one of the two')
+            raise ValueError('DINOv2Teacher takes either model=FOLDER or config=dict(...)')
         self.patch_size = patch_size
         torch_dtype = resolve_dtype(dtype)
         if model is not None:
@@ -62,10 +63,10 @@ class DINOv2Teacher:
     def __call__(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] to tokens (B, H/patch_size · W/patch_size, dim), row-major, float32.
 
-        The teacher runs, and stays, on the images' device.
+        The teacher moves to the images' device and stays there.
 
         Raises:
-            ValueError: A side that is not a multiple of ``patch_size``.
+            ValueError: if a side is not a multiple of ``patch_size``.
         """
         height, width = images.shape[-2:]
         if height % self.patch_size or width % self.patch_size:
@@ -73,7 +74,7 @@ class DINOv2Teacher:
         self.encoder.to(images.device)
         module = self.encoder.module
         config = module.config
-        # 14/16 for the published pair: the teacher's patches fall on the student's.
+        # Resized so that the teacher's patches match the student's: by 14/16 for the published pair.
         size = [side // self.patch_size * config.patch_size for side in (height, width)]
         pixels = F.interpolate(imagenet_normalize(images.detach().float()), size, mode='bicubic')
         tokens = self.encoder(pixels.to(module.dtype)).last_hidden_state
@@ -87,7 +88,7 @@ def imagenet_normalize(images: Tensor) -> Tensor:
 
 @cache
 def _mean_std(device: torch.device) -> tuple[Tensor, ...]:
-    # Once: a copy of plain memory to a GPU waits for what it is still doing.
+    # Cached, because copying pageable memory to a GPU waits for the work queued there.
     with torch.inference_mode(False):
         return tuple(torch.tensor(values, device=device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
 
