@@ -24,9 +24,8 @@ demo: $(STAMP)
 	@$(BIN)/python tools/train.py mm_configs/pixnerd_digits.py --work-dir work_dirs/digits --resume
 	@$(BIN)/python tools/demo_digits.py
 
-# One thread each: the tests start several processes, which would otherwise fight over the cores.
 test: $(STAMP)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	@$(BIN)/python tests/run.py
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

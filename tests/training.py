@@ -1,10 +1,15 @@
 """Helpers for tests that train the tiny network of ``data/tiny_digits.py``."""
 
+import contextlib
+import itertools
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -15,29 +20,27 @@ from pixnerd_plugin.engine.config import load_config
 from pixnerd_plugin.engine.logs import is_measured
 from pixnerd_plugin.engine.resume import find_checkpoint
 
+from .forked import forked_python
+
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / 'tests' / 'data'
 CONFIG = DATA / 'tiny_digits.py'
-ENVIRONMENT = dict(
-    os.environ,
-    OMP_NUM_THREADS='1',
-    PYTHON=sys.executable,
-    PYTHONPATH=os.pathsep.join([str(ROOT), str(DATA), os.environ.get('PYTHONPATH', '')]),
-)
-
-_runs = 0
+# A port of the system's choice may be taken by another test's connection before it is used; it chooses above these.
+_ports = itertools.cycle(random.Random(os.getpid()).sample(range(20000, 30000), 1000))
+_runs = itertools.count()
 
 
 def train(work_dir: Path, resume: bool = False, **options) -> Runner:
     """Train in this process; ``options`` are config entries with __ for dots."""
-    global _runs
-    _runs += 1
     config = load_config(CONFIG, {name.replace('__', '.'): value for name, value in options.items()})
     config.work_dir = str(work_dir)
     # mmengine keeps one logger, message hub and visualizer a name, and the time in it has whole seconds.
-    config.experiment_name = f'test_{_runs}'
+    config.experiment_name = f'test_{next(_runs)}'
     if resume:
         config.resume, config.load_from = True, str(find_checkpoint(work_dir))
+    # mmengine names the log of a start by the second.
+    while (work_dir / time.strftime('%Y%m%d_%H%M%S')).exists():
+        time.sleep(0.02)
     runner = Runner.from_cfg(config)
     runner.train()
     return runner
@@ -49,20 +52,36 @@ def signal_hook(**settings) -> list[dict]:
 
 
 def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        return str(probe.getsockname()[1])
+    for port in _ports:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(('127.0.0.1', port))
+            return str(port)
 
 
-def run_tool(*command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(part) for part in command],
-        env=ENVIRONMENT | environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+def start_tool(
+    *command: str | Path, fresh: bool = False, environment: Mapping[str, str] | None = None, **options
+) -> subprocess.Popen[str]:
+    """Start a program in a process of its own, in the repository's root.
+
+    Python (``sys.executable``) and what it or a script starts with Python are forked from a process that has imported
+    torch and mmengine; ``fresh`` starts them as a user does.
+    """
+    python = sys.executable if fresh else forked_python()
+    command = [python if part == sys.executable else str(part) for part in command]
+    paths = [str(ROOT), str(DATA), os.environ.get('PYTHONPATH', '')]
+    base = dict(os.environ, OMP_NUM_THREADS='1', PYTHON=python, PYTHONPATH=os.pathsep.join(paths))
+    return subprocess.Popen(command, cwd=ROOT, env=base | dict(environment or {}), text=True, **options)
+
+
+def run_tool(*command: str | Path, fresh: bool = False, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a program as :func:`start_tool` does; returns its exit code and what it printed."""
+    pipe = subprocess.PIPE
+    with start_tool(*command, fresh=fresh, environment=environment, stdout=pipe, stderr=pipe) as process:
+        try:
+            output = process.communicate(timeout=300)
+        finally:
+            process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, *output)
 
 
 def logged(work_dir: Path) -> list[dict]:

@@ -18,7 +18,7 @@ from pixnerd_plugin.checkpoints.layouts.published import to_published
 from pixnerd_plugin.datasets.shard_scan import scan_shard
 from pixnerd_plugin.datasets.shards import Shard, write_shard_index
 from pixnerd_plugin.registry import MODELS
-from tests.training import CONFIG, ENVIRONMENT, ROOT, assert_same_training_state, load, logged, run_tool, train
+from tests.training import CONFIG, ROOT, assert_same_training_state, load, logged, run_tool, start_tool, train
 
 IMAGE_FOLDER = [
     'train_dataloader.dataset.type=ImageFolder',
@@ -27,27 +27,11 @@ IMAGE_FOLDER = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _import_test_data(monkeypatch):
-    monkeypatch.syspath_prepend(str(CONFIG.parent))
-
-
-@pytest.fixture(scope='module')
-def uninterrupted(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(CONFIG.parent))
-        work_dir = tmp_path_factory.mktemp('uninterrupted')
-        train(work_dir)
-    return work_dir
-
-
 def train_whole_and_in_parts(tmp_path, options):
     """Train once without a stop and once with one; both must agree. Returns the two work folders."""
     whole, parts = tmp_path / 'whole', tmp_path / 'parts'
     train(whole, **options)
     train(parts, **options, train_cfg__max_iters=4)
-    # Long enough for mmengine to name the second log differently: names have whole seconds.
-    time.sleep(1)
     train(parts, **options, resume=True)
     assert_same_training_state(load(whole / 'iter_6.pth'), load(parts / 'iter_6.pth'))
     assert logged(whole) == logged(parts)
@@ -134,10 +118,10 @@ def test_real_data_goes_on_where_it_was(tmp_path, kind, workers):
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, uninterrupted):
-    command = [sys.executable, 'tools/train.py', str(CONFIG), '--work-dir', str(tmp_path), '--resume']
+    command = [sys.executable, 'tools/train.py', CONFIG, '--work-dir', tmp_path, '--resume']
     # So many iterations that it cannot end before it is killed.
     endless = [*command, '--cfg-options', 'train_cfg.max_iters=100000', 'default_hooks.checkpoint.max_keep_ckpts=-1']
-    process = subprocess.Popen(endless, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    process = start_tool(*endless, stdout=subprocess.DEVNULL)
     pointer = tmp_path / 'last_checkpoint'
     while not pointer.exists():
         assert process.poll() is None
@@ -207,7 +191,8 @@ def test_mistakes_end_in_one_line(tmp_path, uninterrupted, monkeypatch):
         assert line.startswith('error: ')
         assert message in line
         assert '\n' not in line
-    done = run_tool(sys.executable, 'tools/train.py', 'absent.py')
+    # Nothing else is printed when all is imported anew.
+    done = run_tool(sys.executable, 'tools/train.py', 'absent.py', fresh=True)
     assert (done.returncode, done.stdout, done.stderr.count('\n')) == (1, '', 1)
     done = run_tool('tools/dist_train.sh', 'absent.py', '2')
     assert (done.returncode, done.stdout, done.stderr.count('\n')) == (1, '', 1)
