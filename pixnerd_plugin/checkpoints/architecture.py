@@ -31,8 +31,9 @@ def find_architecture(shapes: Shapes, stored: Mapping[str, Any] | None = None) -
     check_part(own, 'backbone')
     check_part(stored.get('head'), 'head')
     head = _merge_head(architecture.pop('head'), stored['head'])
-    # Only a field's tensors tell channels from the patch's area.
-    traceless = _TRACELESS if head['type'] == 'NeuralFieldHead' else {*_TRACELESS, 'in_channels', 'patch_size'}
+    # A linear head's tensors do not tell channels from the patch's area.
+    tells = head['type'] in ('NeuralFieldHead', 'DeCoHead')
+    traceless = _TRACELESS if tells else {*_TRACELESS, 'in_channels', 'patch_size'}
     return {**_merge(architecture, own, traceless), 'head': head}
 
 
@@ -40,7 +41,7 @@ def _merge_head(inferred: dict[str, Any], stored: Mapping[str, Any]) -> dict[str
     if stored['type'] == inferred['type']:
         return _merge(inferred, stored, _TRACELESS_HEAD)
     # Tensors that are not recognised are taken for a linear head's; they may be those of a head of the user's own.
-    if inferred['type'] == 'LinearHead' and stored['type'] != 'NeuralFieldHead':
+    if inferred['type'] == 'LinearHead' and stored['type'] not in ('NeuralFieldHead', 'DeCoHead'):
         return dict(stored)
     raise ValueError(f'the metadata has head {stored["type"]}, and the tensors are of {inferred["type"]}')
 
@@ -101,8 +102,23 @@ def _infer(shapes: Shapes) -> dict[str, Any]:
         )
     else:
         architecture |= dict(position_rule='fixed_span', num_classes=shapes['label_embed.weight'][0] - 1)
-    architecture['head'] = _infer_head(shapes, is_text, count('head.norms.'))
+    if 'head.cond_embed.weight' in shapes:
+        architecture['head'] = _infer_deco(shapes, is_text, count('head.blocks.'))
+    else:
+        architecture['head'] = _infer_head(shapes, is_text, count('head.norms.'))
     return architecture
+
+
+def _infer_deco(shapes: Shapes, is_text: bool, depth: int) -> dict[str, Any]:
+    width, features = shapes['head.coord_embed.weight']
+    coordinates, num_frequencies = _infer_coordinates(features, is_text)
+    return dict(type='DeCoHead', width=width, depth=depth, coordinates=coordinates, num_frequencies=num_frequencies)
+
+
+def _infer_coordinates(features: int, is_text: bool) -> tuple[str, int]:
+    """Kind and frequencies of so many coordinate features; only sine-cosine ones can number other than a square."""
+    root = math.isqrt(features)
+    return (('cosine' if is_text else 'dct'), root) if root**2 == features else ('sincos', features // 4)
 
 
 def _infer_head(shapes: Shapes, is_text: bool, depth: int) -> dict[str, Any]:
@@ -110,16 +126,14 @@ def _infer_head(shapes: Shapes, is_text: bool, depth: int) -> dict[str, Any]:
         return dict(type='LinearHead')
     width, features = shapes['head.coord_embed.weight']
     output_norm = 'head.norm.weight' in shapes
-    num_frequencies = math.isqrt(features)
-    squared = num_frequencies**2 == features
+    coordinates, num_frequencies = _infer_coordinates(features, is_text)
     return dict(
         type='NeuralFieldHead',
         width=width,
         depth=depth,
         mlp_ratio=shapes['head.generator.weight'][0] // (2 * depth * width**2),
-        # Only sine-cosine features can number other than a square.
-        coordinates=('cosine' if is_text else 'dct') if squared else 'sincos',
-        num_frequencies=num_frequencies if squared else features // 4,
+        coordinates=coordinates,
+        num_frequencies=num_frequencies,
         normalize='fc1_fc2_output' if output_norm else 'fc1' if is_text else 'fc1_fc2',
         alignment='corners',
     )

@@ -20,8 +20,15 @@ METADATA_KEY = 'pixnerd'
 
 VERSION = 1
 
-# Sizes of the published networks (paper Table 2; L/16 and XL/16 for classes, XXL/16 for text): dim, depth, field depth.
-_VARIANTS = {(1024, 22, 2): 'pixnerd_l16', (1152, 26, 4): 'pixnerd_xl16', (1536, 16, 2): 'pixnerd_xxl16_t2i'}
+# Sizes of the published networks: head, dim, depth, depth of the head.
+_VARIANTS = {
+    ('NeuralFieldHead', 1024, 22, 2): 'pixnerd_l16',
+    ('NeuralFieldHead', 1152, 26, 4): 'pixnerd_xl16',
+    ('NeuralFieldHead', 1536, 16, 2): 'pixnerd_xxl16_t2i',
+    ('DeCoHead', 1024, 22, 3): 'deco_l16',
+    ('DeCoHead', 1152, 28, 3): 'deco_xl16',
+    ('DeCoHead', 1536, 16, 3): 'deco_xxl16_t2i',
+}
 
 _CLASS_SAMPLING = dict(
     type='EulerFlowSampler', num_steps=100, guidance_scale=3.5, guidance_interval=[0.1, 1.0], timeshift=1.0
@@ -68,14 +75,18 @@ def check_metadata(content: Any) -> dict[str, Any]:
 def variant_of(architecture: Mapping[str, Any]) -> str:
     """The published variant of this size, or ``'custom'``."""
     head = architecture['head']
-    name = _VARIANTS.get((architecture['dim'], architecture['depth'], head.get('depth', 0)), 'custom')
+    size = (head['type'], architecture['dim'], architecture['depth'], head.get('depth', 0))
+    name = _VARIANTS.get(size, 'custom')
     is_text = 'text_dim' in architecture
     return name if name == 'custom' or is_text == name.endswith('t2i') else 'custom'
 
 
 def default_sampling(architecture: Mapping[str, Any]) -> dict[str, Any]:
     """The published sampler of the class or text networks, as a registry dict."""
-    return dict(_TEXT_SAMPLING if 'text_dim' in architecture else _CLASS_SAMPLING)
+    if 'text_dim' in architecture:
+        return dict(_TEXT_SAMPLING)
+    # DeCo's class networks are published with a guidance scale of 3.2 at 256 pixels.
+    return _CLASS_SAMPLING | (dict(guidance_scale=3.2) if architecture['head']['type'] == 'DeCoHead' else {})
 
 
 def _is_names(value: Any) -> bool:

@@ -25,6 +25,7 @@ class Piece(NamedTuple):
 
 _SAME = ('norm1.weight', 'norm2.weight', 'attn.q_norm.weight', 'attn.k_norm.weight')
 _PROJ = ('attn.proj.weight', 'attn.proj.bias')
+_BOTH = ('weight', 'bias')
 
 IN_CHANNELS = 3
 
@@ -46,14 +47,15 @@ def _block(ours: str, theirs: str, joint: bool, text: bool) -> list[Piece]:
     return pieces
 
 
-def layout(depth: int, text_depth: int, head_depth: int, text: bool, output_norm: bool) -> list[Piece]:
-    """All pieces of a network of this shape. The field blocks follow the transformer's in the published numbering."""
-    both = ('weight', 'bias')
-    pieces = [Piece(f'patch_embed.{name}', f's_embedder.proj.{name}') for name in both]
+def layout(
+    depth: int, text_depth: int, head_depth: int, text: bool, output_norm: bool, deco: bool = False
+) -> list[Piece]:
+    """All pieces of a network of this shape, with a neural field head or DeCo's."""
+    pieces = [Piece(f'patch_embed.{name}', f's_embedder.proj.{name}') for name in _BOTH]
     for ours, theirs in (('fc1', '0'), ('fc2', '2')):
-        pieces += [Piece(f'time_embed.{ours}.{name}', f't_embedder.mlp.{theirs}.{name}') for name in both]
+        pieces += [Piece(f'time_embed.{ours}.{name}', f't_embedder.mlp.{theirs}.{name}') for name in _BOTH]
     if text:
-        pieces += [Piece(f'text_embed.proj.{name}', f'y_embedder.proj.{name}') for name in both]
+        pieces += [Piece(f'text_embed.proj.{name}', f'y_embedder.proj.{name}') for name in _BOTH]
         pieces.append(Piece('text_embed.norm.weight', 'y_embedder.norm.weight'))
         pieces.append(Piece('text_embed.positions', 'y_pos_embedding'))
     else:
@@ -67,15 +69,36 @@ def layout(depth: int, text_depth: int, head_depth: int, text: bool, output_norm
     pieces.append(Piece('head.pixel_embed.weight', embedder + 'weight', columns=slice(None, IN_CHANNELS)))
     pieces.append(Piece('head.coord_embed.weight', embedder + 'weight', columns=slice(IN_CHANNELS, None)))
     pieces.append(Piece('head.coord_embed.bias', embedder + 'bias'))
+    pieces += _deco_head(head_depth) if deco else _field_head(depth, head_depth, output_norm)
+    return pieces
+
+
+def _field_head(depth: int, head_depth: int, output_norm: bool) -> list[Piece]:
+    pieces = []
     for i in range(head_depth):
+        # The field blocks follow the transformer's in the published numbering.
         theirs = f'blocks.{depth + i}.'
         pieces.append(Piece(f'head.norms.{i}.weight', theirs + 'norm.weight'))
-        for name in both:
+        for name in _BOTH:
             pieces.append(Piece(f'head.generator.{name}', f'{theirs}param_generator1.0.{name}', i, head_depth))
     if output_norm:
         pieces.append(Piece('head.norm.weight', 'final_layer.norm.weight'))
-    pieces += [Piece(f'head.proj.{name}', f'final_layer.linear.{name}') for name in both]
-    return pieces
+    return pieces + [Piece(f'head.proj.{name}', f'final_layer.linear.{name}') for name in _BOTH]
+
+
+def _deco_head(head_depth: int) -> list[Piece]:
+    pairs = {'cond_embed': 'cond_embed', 'input_proj': 'input_proj', 'proj': 'final_layer.linear'}
+    for i in range(head_depth):
+        for ours, theirs in (
+            ('norm', 'in_ln'),
+            ('fc1', 'mlp.0'),
+            ('fc2', 'mlp.2'),
+            ('modulation', 'adaLN_modulation.1'),
+        ):
+            pairs[f'blocks.{i}.{ours}'] = f'res_blocks.{i}.{theirs}'
+    return [
+        Piece(f'head.{ours}.{name}', f'dec_net.{theirs}.{name}') for ours, theirs in pairs.items() for name in _BOTH
+    ]
 
 
 def is_published(keys: Iterable[str]) -> bool:
@@ -88,14 +111,15 @@ def layout_of(keys: Iterable[str]) -> list[Piece]:
     keys = set(keys)
 
     def count(pattern: str) -> int:
-        return len({match[1] for key in keys if (match := re.fullmatch(pattern, key))})
+        return len({match[match.lastindex or 0] for key in keys if (match := re.fullmatch(pattern, key))})
 
     return layout(
         depth=count(r'blocks\.(\d+)\.attn\.proj\.weight'),
         text_depth=count(r'text_refine_blocks\.(\d+)\.attn\.proj\.weight'),
-        head_depth=count(r'blocks\.(\d+)\.param_generator1\.0\.weight'),
+        head_depth=count(r'blocks\.(\d+)\.param_generator1\.0\.weight|dec_net\.res_blocks\.(\d+)\.in_ln\.weight'),
         text='y_pos_embedding' in keys,
         output_norm='final_layer.norm.weight' in keys,
+        deco='dec_net.cond_embed.weight' in keys,
     )
 
 
@@ -117,16 +141,21 @@ def published_to_ours(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor
 
 
 def ours_to_published(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """Convert the tensors of a class or text network with a neural field head to the published layout, exactly.
+    """Convert the tensors of a network with a neural field head, or DeCo's, to the published layout, exactly.
 
     Raises:
         ValueError: if the network has no form there; the message names what does not fit.
     """
     blocks = {name.split('.')[1] for name in tensors if name.startswith('blocks.')}
     text_blocks = {name.split('.')[1] for name in tensors if name.startswith('text_blocks.')}
-    norms = {name for name in tensors if name.startswith('head.norms.')}
+    head_blocks = {name.split('.')[2] for name in tensors if name.startswith(('head.norms.', 'head.blocks.'))}
     pieces = layout(
-        len(blocks), len(text_blocks), len(norms), 'text_embed.positions' in tensors, 'head.norm.weight' in tensors
+        len(blocks),
+        len(text_blocks),
+        len(head_blocks),
+        text='text_embed.positions' in tensors,
+        output_norm='head.norm.weight' in tensors,
+        deco='head.cond_embed.weight' in tensors,
     )
     if problem := describe_difference({piece.ours for piece in pieces}, set(tensors)):
         raise ValueError(f'this network has no form in the published layout: {problem}')

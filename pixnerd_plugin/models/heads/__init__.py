@@ -1,4 +1,5 @@
+from .deco import DeCoHead
 from .linear import LinearHead
 from .neural_field import NeuralFieldHead
 
-__all__ = ['LinearHead', 'NeuralFieldHead']
+__all__ = ['DeCoHead', 'LinearHead', 'NeuralFieldHead']

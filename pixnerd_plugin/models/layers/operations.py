@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import Embedding, Linear
+from torch.nn import Embedding, LayerNorm, Linear
 
 from pixnerd_plugin.functional.norms import rms_norm
 
-__all__ = ['Embedding', 'Linear', 'RMSNorm']
+__all__ = ['Embedding', 'LayerNorm', 'Linear', 'RMSNorm']
 
 
 class RMSNorm(nn.RMSNorm):

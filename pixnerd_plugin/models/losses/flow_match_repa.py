@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from pixnerd_plugin.functional.time import shift_time
 from pixnerd_plugin.registry import MODELS, build
 
 from .density import draw_fine_pixels
+from .terms import LossTerm
 
 
 @MODELS.register_module()
@@ -31,6 +32,8 @@ class FlowMatchREPALoss(nn.Module):
         dim, projector_dim, teacher_dim: widths of the projector: input, hidden layers, output.
         max_density: above 1, train the field at several densities: ``images`` are then ``max_density`` times the base
             size, and each step draws a density between 1 and ``max_density`` (see :meth:`forward`).
+        time_mean: mean of the logit of the drawn times; 0 in the paper.
+        terms: further :class:`~.terms.LossTerm` parts, built or as dicts; each adds ``loss_NAME``.
 
     Attributes:
         per_picture: the times ``t (B,)`` and each loss term ``(B,)`` of the last call, by name and detached; the mean
@@ -49,12 +52,15 @@ class FlowMatchREPALoss(nn.Module):
         teacher_dim: int = 768,
         max_density: int = 1,
         time_std: float = 1.0,
+        time_mean: float = 0.0,
+        terms: Sequence[LossTerm | dict[str, Any]] = (),
     ):
         super().__init__()
         self.align_layer = align_layer
         self.repa_weight = repa_weight
         self.timeshift = timeshift
         self.time_std = time_std
+        self.time_mean = time_mean
         self.cond_drop_prob = cond_drop_prob
         self.max_density = max_density
         self.projector = nn.Sequential(
@@ -64,6 +70,7 @@ class FlowMatchREPALoss(nn.Module):
             nn.SiLU(),
             nn.Linear(projector_dim, teacher_dim),
         )
+        self.terms = nn.ModuleList(build(MODELS, term) for term in terms)
         # In a tuple, so that nn.Module does not register a teacher that is a module.
         self._teacher = (build(MODELS, teacher),)
         self.per_picture: dict[str, Tensor] = {}
@@ -73,8 +80,9 @@ class FlowMatchREPALoss(nn.Module):
         return self._teacher[0]
 
     def draw_time(self, batch: int, device: torch.device) -> Tensor:
-        """Log-normal times ``(B,)``: ``sigmoid(N(0, time_std^2))``, then the shift."""
-        return shift_time((self.time_std * torch.randn(batch, device=device)).sigmoid(), self.timeshift)
+        """Log-normal times ``(B,)``: ``sigmoid(N(time_mean, time_std^2))``, then the shift."""
+        logits = self.time_mean + self.time_std * torch.randn(batch, device=device)
+        return shift_time(logits.sigmoid(), self.timeshift)
 
     def forward(
         self,
@@ -87,7 +95,7 @@ class FlowMatchREPALoss(nn.Module):
         teacher_features: Tensor | None = None,
         drop_mask: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Return the two terms in float32, the alignment already weighted.
+        """Return the terms in float32, all but the first already weighted.
 
         With ``max_density`` above 1, the tokens come from the noisy base picture (``images`` averaged down). The field
         is evaluated on the usual number of pixels, which :func:`~.density.draw_fine_pixels` draws from the finer
@@ -103,7 +111,8 @@ class FlowMatchREPALoss(nn.Module):
             drop_mask: booleans ``(B,)``, true where the condition is dropped.
 
         Returns:
-            ``dict(loss_flow, loss_repa)``; without a teacher and ``teacher_features`` only ``dict(loss_flow)``.
+            ``dict(loss_flow, loss_repa)``, and a ``loss_NAME`` for each of ``terms``. Without a teacher and
+            ``teacher_features``, there is no ``loss_repa``.
 
         Raises:
             ValueError: if conditions are to be dropped and there is no ``null_cond``.
@@ -137,6 +146,10 @@ class FlowMatchREPALoss(nn.Module):
             similarity = F.cosine_similarity(self.projector(features).float(), teacher_features.float(), dim=-1)
             losses['loss_repa'] = self.repa_weight * (1 - similarity).mean()
             self.per_picture['loss_repa'] = self.repa_weight * (1 - similarity.detach()).mean(1)
+        for term in self.terms:
+            each = term(prediction, velocity, pixels, t)
+            losses[f'loss_{term.name}'] = term.weight * each.mean()
+            self.per_picture[f'loss_{term.name}'] = term.weight * each.detach()
         return losses
 
 

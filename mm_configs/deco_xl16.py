@@ -1,0 +1,10 @@
+# DeCo-XL/16 on ImageNet 256, 8 GPUs x 32: 682,282,851 parameters.
+_base_ = [
+    '_base_/models/deco_c2i.py',
+    '_base_/datasets/imagenet256.py',
+    '_base_/schedules/c2i_800k.py',
+    '_base_/runtime/default.py',
+]
+# Golden retriever, macaw, lion, red panda, balloon, castle, espresso, volcano.
+labels = [207, 88, 291, 387, 417, 483, 967, 980]
+custom_hooks = [dict(type='SampleGridHook', interval=10_000, conditions=dict(label=labels * 2), size=256)]
