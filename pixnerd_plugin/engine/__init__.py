@@ -1,10 +1,10 @@
-"""What mmengine's Runner needs of PixNerd: the model, the loop, optimiser wrappers, hooks and logs."""
+"""Training under mmengine's Runner: the model, the loop, optimiser wrappers, hooks and logs."""
 
 import sys
 
 if 'transformers' not in sys.modules:
-    # To register one optimiser, mmengine imports all of transformers, which is half the time a training takes to start.
-    # torch has that one too (TorchAdafactor).
+    # mmengine imports all of transformers to register a single optimiser, which doubles the time a training takes to
+    # start. torch has that optimiser too (TorchAdafactor).
     sys.modules['transformers'] = None  # type: ignore[assignment]
     try:
         import mmengine.optim
@@ -19,7 +19,7 @@ from . import algorithm, hooks, log_processor, loops, optim
 
 __all__ = ['algorithm', 'hooks', 'log_processor', 'loops', 'optim']
 
-# A Runner looks in these too. Nothing of ours is in them, but mmengine warns about each that has no child in its scope.
+# We register nothing in these, but the Runner looks in them, and warns about each that has no child in our scope.
 for _parent in (
     mmengine.EVALUATOR,
     mmengine.FUNCTIONS,

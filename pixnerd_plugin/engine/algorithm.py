@@ -13,7 +13,7 @@ from pixnerd_plugin.functional.noise import draw_noise, picture_generators
 from pixnerd_plugin.models.lora import add_lora
 from pixnerd_plugin.registry import MODELS, build
 
-# uint8 pixels to [-1, 1]; the copy to a GPU does not wait for the step before.
+# uint8 pixels to [-1, 1]; the copy to a GPU does not wait for the previous step.
 PREPROCESSOR = dict(type='ImgDataPreprocessor', mean=[127.5] * 3, std=[127.5] * 3, non_blocking=True)
 
 
@@ -21,17 +21,17 @@ PREPROCESSOR = dict(type='ImgDataPreprocessor', mean=[127.5] * 3, std=[127.5] * 
 class PixNerd(BaseModel):
     """Training and sampling of a PixNerd network under mmengine's Runner.
 
-    Every part may be a dict to build or an object already built.
+    Each part is an object, or a dict to build it from.
 
     Args:
-        backbone: the network, ``(x, t, cond) -> velocity``; the only part the EMA follows.
+        backbone: the network, ``(x, t, cond) -> velocity``; the only part that the EMA follows.
         conditioner: turns ``data_samples`` into the network's condition; holds nothing trainable.
-        loss: ``(backbone, images, cond, null_cond=...) -> dict`` of losses; may be left out for sampling.
-        sampler: has ``sample(backbone, noise, cond, null_cond) -> images``; may be left out for training.
-        data_preprocessor: maps the loader's uint8 pictures to [-1, 1] on the model's device by default.
-        lora: train low-rank adapters of the backbone instead of its weights, through PEFT; the arguments of
+        loss: ``(backbone, images, cond, null_cond=...) -> dict`` of losses; not needed for sampling.
+        sampler: has ``sample(backbone, noise, cond, null_cond) -> images``; not needed for training.
+        data_preprocessor: by default maps the loader's uint8 images to [-1, 1] on the model's device.
+        lora: train low-rank adapters of the backbone, through PEFT, instead of its weights: the arguments of
             :func:`~pixnerd_plugin.models.lora.add_lora`, such as ``dict(rank=16)``.
-        compile: compile the backbone in place, which keeps the parameter names.
+        compile: compile the backbone in place; parameter names do not change.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class PixNerd(BaseModel):
         self.loss = build(MODELS, loss)
         self.sampler = build(MODELS, sampler)
         if getattr(self.loss, 'teacher', ...) is None:
-            # The projector of a loss without a teacher gets no gradient, and DDP would wait for it.
+            # Without a teacher the projector gets no gradient, and DDP would wait for one.
             self.loss.projector.requires_grad_(False)
         self.resolution: int | None = None
         self.lora = None if lora is None else add_lora(self.backbone, **lora)
@@ -58,17 +58,17 @@ class PixNerd(BaseModel):
             self.backbone.compile()
 
     def init_weights(self) -> None:
-        """Do nothing: every part initialises itself when built, and a part given built may hold trained weights."""
+        """Do nothing: parts initialise themselves when built, and a part that was passed in may be trained already."""
 
     @property
     def device(self) -> torch.device:
         return next(self.backbone.parameters()).device
 
     def description(self) -> dict[str, Any]:
-        """What a checkpoint says of the model beside its weights, in plain Python; what is not known is left out.
+        """What a checkpoint stores about the model besides its weights, in plain Python; unknown entries are left out.
 
-        ``architecture`` rebuilds the network, ``sampling`` the sampler; ``class_names`` are the conditioner's,
-        ``resolution`` is the height of the pictures trained on, in pixels, and ``lora`` the adapters' rank and alpha.
+        ``architecture`` rebuilds the network and ``sampling`` the sampler. ``class_names`` are the conditioner's,
+        ``resolution`` is the height in pixels of the training images, and ``lora`` has the adapters' rank and alpha.
         """
         parts = dict(
             architecture=self.backbone.architecture() if hasattr(self.backbone, 'architecture') else None,
@@ -86,8 +86,11 @@ class PixNerd(BaseModel):
             inputs: images in [-1, 1], (B, 3, H, W); in mode 'tensor' the noisy images x_t.
             data_samples: what the conditioner reads (``label``, ``text``, ...); in mode 'predict' also ``noise`` like
                 ``inputs`` or ``seed`` (B,), in mode 'tensor' ``t`` (B,).
-            mode: 'loss' gives a dict of losses, 'predict' images (B, 3, H, W) not clamped and of the size of
-                ``inputs``, 'tensor' the velocity (B, 3, H, W).
+            mode: 'loss' returns a dict of losses; 'predict' returns images (B, 3, H, W), of the size of ``inputs`` and
+                not clamped; 'tensor' returns the velocity (B, 3, H, W).
+
+        Raises:
+            ValueError: if the mode is unknown, or the part that it needs is missing.
         """
         samples = data_samples or {}
         if mode == 'loss':
@@ -108,10 +111,13 @@ class PixNerd(BaseModel):
         """Sample one image per row of ``noise`` (B, 3, H, W); returns the same shape, not clamped.
 
         ``options`` go to the sampler: ``generators``, ``callback``, ``token_grid``, ...
+
+        Raises:
+            ValueError: if the model has no sampler.
         """
         if self.sampler is None:
             raise ValueError('this model has no sampler; set model.sampler')
-        # One null condition, computed once for all pictures.
+        # One null condition serves all pictures.
         cond, null = self._conditions(data_samples, 1)
         return self.sampler.sample(self.backbone, noise.to(self.device), cond, null, **options)
 

@@ -1,4 +1,4 @@
-"""Config files, and what must be put right before mmengine reads one."""
+"""Reading config files, and preparing mmengine for them."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def parse_options(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def hide_broken_torchvision() -> None:
-    """Let a torchvision that fails to import count as absent.
+    """Treat a torchvision that fails to import as not installed.
 
-    PyPI's is built for CUDA; beside a CPU build of torch its import raises RuntimeError, which would end mmengine's
-    Runner although nothing here needs torchvision.
+    PyPI's torchvision is built for CUDA. Beside a CPU build of torch its import raises RuntimeError, which would stop
+    mmengine's Runner although nothing here needs torchvision.
     """
     if importlib.util.find_spec('torchvision') is None:
         return

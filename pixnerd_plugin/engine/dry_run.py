@@ -1,4 +1,4 @@
-"""What a training will cost, from a few steps of it."""
+"""Estimate the cost of a training from a few steps."""
 
 from __future__ import annotations
 
@@ -29,9 +29,12 @@ def scratch_folder(config: Any) -> Iterator[None]:
 
 
 def dry_run(runner: Any) -> None:
-    """Take a few training steps and print model, data, memory, FLOPs and schedule; nothing is saved.
+    """Take a few training steps and print model, data, memory, FLOPs and schedule; save nothing.
 
-    Every process of a distributed run calls it; the main one prints. The rate is that of the steps after the first.
+    Every process of a distributed run calls it, and the main one prints. The first step does not count for the rate.
+
+    Raises:
+        ValueError: if a loss is not finite.
     """
     loop = runner.train_loop
     runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
@@ -39,7 +42,7 @@ def dry_run(runner: Any) -> None:
         runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
     runner.call_hook('before_run')
     runner.optim_wrapper.initialize_count_status(runner.model, 0, loop.max_iters)
-    runner.call_hook('before_train')  # the EMA takes its memory here
+    runner.call_hook('before_train')  # the EMA allocates its memory here
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
 
     seconds, loading = [], []
@@ -63,7 +66,7 @@ def dry_run(runner: Any) -> None:
 
 
 def report(runner: Any, model: Any, batch: Any, step: float, wait: float) -> list[str]:
-    """The lines of the report, from ``step`` seconds a training step and ``wait`` seconds before it for its data."""
+    """The lines of the report; a training step takes ``step`` seconds, after ``wait`` seconds for its data."""
     loop, wrapper = runner.train_loop, runner.optim_wrapper
     dataset, batch_size = loop.dataloader.dataset, loop.dataloader.batch_sampler.batch_size
     ranks, counts = get_world_size(), wrapper._accumulative_counts
@@ -73,20 +76,20 @@ def report(runner: Any, model: Any, batch: Any, step: float, wait: float) -> lis
     rate = images / (step + wait)
     lines = [
         f'model     {_parameters(model.backbone)}',
-        f'          of it {type(model.backbone.head).__name__} {_count(model.backbone.head):,}'
+        f'          head {type(model.backbone.head).__name__} {_count(model.backbone.head):,}'
         + (f', projector {_count(model.loss.projector):,}' if hasattr(model.loss, 'projector') else ''),
         f'data      {len(dataset):,} samples of {type(dataset).__name__}, '
         f'fingerprint {getattr(dataset, "fingerprint", None)}, '
         f'{getattr(dataset, "num_damaged", 0)} damaged in the first batches',
         f'          a batch is {_shape(batch)}',
         f'memory    {_memory(model, wrapper)}',
-        f'FLOPs     {flops / 1e9:.3g} G forward a picture, {3 * flops * batch_size / 1e12:.3g} T a step and process, '
-        f'{total / 1e18:.3g} E in all',
+        f'FLOPs     {flops / 1e9:.3g} G a picture forward, {3 * flops * batch_size / 1e12:.3g} T a step and process, '
+        f'{total / 1e18:.3g} E in total',
         f'schedule  {loop.max_iters:,} iterations, {-(-loop.max_iters // counts):,} optimiser steps of '
         f'{images * counts} pictures ({ranks} processes x {batch_size} x {counts} accumulated)',
         f'          {images * loop.max_iters:,} pictures, {images * loop.max_iters / len(dataset):.1f} times the data',
         f'rate      {rate:.4g} pictures/s here: {step:.3f} s a step and {wait:.3f} s waiting for data',
-        f'          {loop.max_iters * (step + wait) / 86400:.3g} days in all',
+        f'          {loop.max_iters * (step + wait) / 86400:.3g} days in total',
     ]
     if peak := peak_flops():
         lines.append(f'          {3 * flops * batch_size / (step + wait) / peak:.1%} of the peak of this GPU')
@@ -95,7 +98,7 @@ def report(runner: Any, model: Any, batch: Any, step: float, wait: float) -> lis
 
 def _parameters(net: nn.Module) -> str:
     trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
-    return f'{type(net).__name__}, {_count(net):,} parameters, {trained:,} of them trained'
+    return f'{type(net).__name__}, {_count(net):,} parameters, {trained:,} trainable'
 
 
 def _count(module: nn.Module) -> int:
@@ -115,6 +118,6 @@ def _memory(model: nn.Module, wrapper: Any) -> str:
     gradients = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     parts = f'weights {weights / _GIB:.2f}, gradients {gradients / _GIB:.2f}, optimiser {state / _GIB:.2f}'
     if torch.cuda.is_available():
-        return f'{torch.cuda.max_memory_allocated() / _GIB:.2f} GiB of the GPU at the peak: {parts}, EMA, activations'
+        return f'peak {torch.cuda.max_memory_allocated() / _GIB:.2f} GiB on the GPU: {parts}, EMA, activations'
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return f'{peak / _GIB:.2f} GiB resident at the peak, on the CPU: {parts}, EMA, activations, libraries'
+    return f'peak {peak / _GIB:.2f} GiB resident on the CPU: {parts}, EMA, activations, libraries'

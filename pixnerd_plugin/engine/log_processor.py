@@ -1,4 +1,4 @@
-"""What a line of the training log says beyond mmengine's: throughput, waiting for data, losses by time."""
+"""What the training log has beyond mmengine's: throughput, waiting for data, losses by time."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from .hooks.scalars import BY_TIME
 
 @LOG_PROCESSORS.register_module()
 class TrainingLogProcessor(LogProcessor):
-    """mmengine's ``LogProcessor``, with these in the training log:
+    """mmengine's ``LogProcessor``, which adds to the training log:
 
     - ``images_per_second`` of all ranks together, over the window;
-    - ``data_wait``, the share of the time in which a rank waited for its data, in [0, 1];
-    - ``mfu``, the model FLOPs utilisation, in [0, 1]: the FLOPs of the backbone, three times those of its forward pass
-      (recomputed activations, the teacher and the text encoder count for nothing), over what the GPUs could do;
+    - ``data_wait``, the share of the time that a rank waits for data, in [0, 1];
+    - ``mfu``, the model FLOPs utilisation, in [0, 1]: three times the FLOPs of the backbone's forward pass over the
+      peak of the GPUs. Recomputed activations, the teacher and the text encoder do not count;
     - ``loss_flow_by_time/…`` and ``loss_repa_by_time/…``, in files and backends but not on the terminal.
 
     Args:
-        peak_tflops: dense bf16 TFLOP/s of one device; by default that of known GPUs, and no ``mfu`` on others.
+        peak_tflops: dense bf16 TFLOP/s of one device. By default known GPUs have theirs, and others no ``mfu``.
         kwargs: as for mmengine's ``LogProcessor``.
     """
 
@@ -63,7 +63,7 @@ class TrainingLogProcessor(LogProcessor):
         return speed
 
     def _flops(self, runner: Any) -> float:
-        """FLOPs of training on one picture."""
+        """FLOPs of a training step per picture."""
         if self._step_flops is None:
             model = runner.model.module if is_model_wrapper(runner.model) else runner.model
             self._step_flops = 3.0 * forward_flops(model.backbone, model.resolution or 0)

@@ -1,4 +1,4 @@
-"""Reading what a training run has logged, over all its starts."""
+"""Reading the logs of a training run, over all its starts."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-# What depends on the machine and the moment, not on the training.
+# Scalars that depend on the machine and the moment, not on the training.
 _MEASURED = ('time', 'data_time', 'images_per_second', 'data_wait', 'mfu', 'memory')
 
 
 def is_measured(name: str) -> bool:
-    """Whether a logged scalar is a time or a rate, which no two runs share."""
+    """Whether a logged scalar is a measured time or rate, which differs between runs."""
     return name.rsplit('/', 1)[-1] in _MEASURED
 
 
@@ -20,20 +20,20 @@ def read_scalars(work_dir: str | Path, strict: bool = False) -> dict[int, dict[s
 
     Args:
         work_dir: a work folder of tools/train.py, or one ``scalars.json``.
-        strict: raise where two starts logged the same iteration; otherwise the later one counts.
+        strict: raise if two starts logged the same iteration; otherwise the later one counts.
 
     Raises:
-        FileNotFoundError: if nothing is logged there.
-        ValueError: if a line is no log line; with ``strict``, if an iteration occurs twice.
+        FileNotFoundError: if there is no log.
+        ValueError: if a line is not a log line; with ``strict``, if an iteration occurs twice.
     """
     path = Path(work_dir)
     logs = [path] if path.is_file() else sorted(path.glob('*/vis_data/scalars.json'))
     if not logs:
-        raise FileNotFoundError(f'{work_dir} is no work folder of a training: it has no */vis_data/scalars.json')
+        raise FileNotFoundError(f'{work_dir} is not the work folder of a training: it has no */vis_data/scalars.json')
     entries: dict[int, dict[str, Any]] = {}
     for log in logs:
         text = log.read_text()
-        # A process killed while it wrote leaves a line without an end.
+        # A process killed while writing leaves an incomplete last line.
         for line in text.splitlines()[: None if text.endswith('\n') else -1]:
             try:
                 entry = json.loads(line)

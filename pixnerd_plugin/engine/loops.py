@@ -1,4 +1,4 @@
-"""The training loop: a resumed run goes on at once, and exactly as if it had never stopped."""
+"""The training loop: a resumed run continues immediately, and exactly as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MAX_WORKER_RESTARTS = 3
 
 
 def seed_everything(*entropy: int) -> None:
-    """Seed Python, numpy and torch (every device) from a mix of numbers; nearby numbers give unrelated streams."""
+    """Seed Python, numpy and torch (all devices) from several numbers; nearby numbers give unrelated streams."""
     python, numpy, low, high = (int(word) for word in np.random.SeedSequence(entropy).generate_state(4))
     random.seed(python)
     np.random.seed(numpy)
@@ -33,18 +33,18 @@ def seed_everything(*entropy: int) -> None:
 
 @LOOPS.register_module()
 class ResumableTrainLoop(BaseLoop):
-    """mmengine's ``IterBasedTrainLoop`` made to go on for a month.
+    """mmengine's ``IterBasedTrainLoop``, made for runs of weeks.
 
-    Resuming is exact: the data sampler is told how many samples were seen, instead of reading them all again; and every
-    iteration draws from generators seeded with (seed, rank, iteration), so that time and noise differ on every rank and
-    do not depend on what happened before.
+    Resuming is exact. The data sampler skips the samples already seen without reading them. Every iteration draws from
+    generators seeded with (seed, rank, iteration), so times and noise differ on every rank and do not depend on what
+    happened before.
 
-    SIGTERM saves a checkpoint after the step at hand and ends the loop, with ``preempted`` set. Data workers that die,
-    of a lack of memory or because Slurm sends SIGTERM to them too, are started again. When training stops because
-    nothing is finite any more, the last batches are saved for study.
+    On SIGTERM the loop finishes the current step, saves a checkpoint, and ends with ``preempted`` set. Data workers
+    that die are started again; memory may run out, or Slurm send them SIGTERM too. If training stops because steps are
+    no longer finite, the last batches are saved for study.
 
     Args:
-        max_iters: iterations to train for; with gradient accumulation, several make an optimiser step.
+        max_iters: iterations to train for; with gradient accumulation, an optimiser step takes several.
     """
 
     def __init__(self, runner: Any, dataloader: Any, max_iters: int):
@@ -55,7 +55,7 @@ class ResumableTrainLoop(BaseLoop):
         self.max_epochs = 1
         self.stop_training = False
         self.preempted = False
-        # Runner.resume sets these two by their names in mmengine's own loops.
+        # Runner.resume sets these two under the names they have in mmengine's own loops.
         self._epoch = 0
         self._iter = 0
         self._known_visits = (0, 0)
@@ -71,12 +71,12 @@ class ResumableTrainLoop(BaseLoop):
         return self._iter
 
     def visits_after(self, iteration: int) -> int:
-        """How many samples all ranks together have seen after ``iteration`` iterations."""
+        """Number of samples that all ranks together have seen after ``iteration`` iterations."""
         known, visits = self._known_visits
         return visits + (iteration - known) * self.dataloader.batch_sampler.batch_size * get_world_size()
 
     def resume_visits(self, iteration: int, visits: int) -> None:
-        """Go on after ``visits`` samples, whatever the batch and the number of ranks they were seen with."""
+        """Continue after ``visits`` samples, whatever batch size and number of ranks saw them."""
         self._known_visits = (iteration, visits)
 
     def run(self) -> torch.nn.Module:
@@ -84,19 +84,18 @@ class ResumableTrainLoop(BaseLoop):
         runner.call_hook('before_train')
         runner.call_hook('before_train_epoch')
         seed = [runner.seed]
-        # With diff_rank_seed, mmengine has added the rank to the seed; all ranks mix theirs into rank 0's instead.
+        # With diff_rank_seed, mmengine adds the rank to the seed. Take rank 0's; seed_everything mixes in the rank.
         broadcast_object_list(seed)
         self._start_loading()
         with Preemption() as preemption:
             while self._iter < self.max_iters and not self.stop_training:
-                # Between optimiser steps only: a gradient that is half accumulated is in no checkpoint.
+                # Only between optimiser steps: checkpoints do not hold half-accumulated gradients.
                 if runner.optim_wrapper.should_update() and preemption.agreed():
                     self._save_and_stop()
                     break
                 runner.model.train()
                 batch = self._next()
-                # After the batch: a loader without workers may draw from this process's generators, one with them does
-                # not.
+                # After loading: a loader without workers may draw from this process's generators.
                 seed_everything(seed[0], get_rank(), self._iter)
                 self.run_iter(batch)
         self.dataloader._iterator = None
@@ -116,7 +115,11 @@ class ResumableTrainLoop(BaseLoop):
         self._iter += 1
 
     def _start_loading(self) -> None:
-        """Begin the data where training is."""
+        """Start the loader at the sample where training continues.
+
+        Raises:
+            ValueError: if training continues and the sampler cannot skip samples.
+        """
         batches = self.dataloader.batch_sampler
         if self._iter > 0 and not hasattr(batches.sampler, 'skip'):
             raise ValueError(
@@ -129,8 +132,8 @@ class ResumableTrainLoop(BaseLoop):
         self.dataloader._iterator = None
         self._batches = iter(self.dataloader)
         if self.dataloader.num_workers > 0:
-            # torch raises the death of a worker wherever this process is, in the middle of a step if need be; without
-            # its handler the death is found where data is asked for.
+            # torch's handler raises the death of a worker at any point, even in the middle of a step. Without it, the
+            # next request for data raises.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
     def _next(self) -> Any:
@@ -154,13 +157,13 @@ class ResumableTrainLoop(BaseLoop):
         )
 
     def _save_and_stop(self) -> None:
-        self.runner.logger.warning(f'Asked to stop (SIGTERM): saving at iteration {self._iter}; --resume goes on.')
+        self.runner.logger.warning(f'Asked to stop (SIGTERM): saving at iteration {self._iter}; --resume continues.')
         self.runner.call_hook('flush')
         self.runner.call_hook('save_now')
         self.preempted = True
 
     def _save_recent_batches(self) -> str:
-        """Write the last batches of this rank beside the checkpoints; return what to tell the user."""
+        """Write the last batches of this rank beside the checkpoints; return a message for the user."""
         model = self.runner.model.module if is_model_wrapper(self.runner.model) else self.runner.model
         per_picture = getattr(model.loss, 'per_picture', {})
         path = Path(self.runner.work_dir) / f'nonfinite_iter_{self._iter + 1}_rank_{get_rank()}.pth'

@@ -1,4 +1,4 @@
-"""Optimiser wrappers: steps that survive a non-finite gradient, and bf16 autocast over float32 weights."""
+"""Optimiser wrappers: skip steps with a non-finite gradient; bf16 autocast over float32 weights."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from pixnerd_plugin.registry import OPTIM_WRAPPERS
 
 @OPTIM_WRAPPERS.register_module()
 class FiniteOptimWrapper(OptimWrapper):
-    """mmengine's ``OptimWrapper`` that leaves out a step whose gradient is not finite, and logs the gradient norm.
+    """mmengine's ``OptimWrapper``, which skips a step if its gradient is not finite, and logs the gradient norm.
 
-    Under DDP every rank sees the same averaged gradient, so all of them leave out the same step. With a fused optimiser
-    the device decides that by itself; the host learns of it while the next step is queued, so nothing waits. The
-    schedules and the EMA count a step left out like any other: time passes.
+    Under DDP every rank has the same averaged gradient, so all ranks skip the same steps. With a fused optimiser the
+    device decides, and the host learns of it while the next step is queued, so nothing waits. Schedules and EMA count a
+    skipped step like any other.
 
     Args:
-        max_skipped: how many steps in a row may be left out before training stops with ``FloatingPointError``.
+        max_skipped: number of steps in a row that may be skipped before training stops with ``FloatingPointError``.
         kwargs: as for mmengine's ``OptimWrapper`` (``optimizer``, ``accumulative_counts``, ``clip_grad``).
     """
 
@@ -40,7 +40,7 @@ class FiniteOptimWrapper(OptimWrapper):
 
     @property
     def last_step_skipped(self) -> bool:
-        """Whether the last step that the host knows of was left out; :meth:`settle` makes that the last one."""
+        """Whether the last step known to the host was skipped; after :meth:`settle` that is the last step."""
         return self.skipped_in_a_row > 0
 
     def step(self, **kwargs: Any) -> None:
@@ -49,7 +49,7 @@ class FiniteOptimWrapper(OptimWrapper):
         self._unread.append(_HostCopy(norm))
         if all(group.get('fused') for group in self.optimizer.param_groups):
             self._clip(parameters, norm)
-            # What GradScaler tells fused optimisers: 1 leaves the step out, the step count of the moments included.
+            # As GradScaler does for fused optimisers: 1 skips the step, including the step count of the moments.
             self.optimizer.found_inf = norm.isfinite().logical_not().float()  # type: ignore[attr-defined]
             self.optimizer.step(**kwargs)
             del self.optimizer.found_inf  # type: ignore[attr-defined]
@@ -59,10 +59,10 @@ class FiniteOptimWrapper(OptimWrapper):
         self.settle(unread=int(norm.is_cuda))
 
     def settle(self, unread: int = 0) -> None:
-        """Count and log the steps so far but the last ``unread`` ones.
+        """Count and log all steps so far except the last ``unread`` ones.
 
         Raises:
-            FloatingPointError: if too many in a row were left out.
+            FloatingPointError: if too many in a row were skipped.
         """
         while len(self._unread) > unread:
             norm = self._unread.popleft().read()
@@ -83,13 +83,13 @@ class FiniteOptimWrapper(OptimWrapper):
     def _count_skipped(self, norm: float) -> None:
         self.skipped_in_a_row += 1
         self.skipped_steps += 1
-        count = f'{self.skipped_in_a_row} in a row, {self.skipped_steps} in all'
+        count = f'{self.skipped_in_a_row} in a row, {self.skipped_steps} in total'
         if self.skipped_in_a_row > self.max_skipped:
             raise FloatingPointError(
                 f'training stopped: the gradient norm was {norm} in more than {self.max_skipped} steps in a row '
                 f'({count}); resume from an earlier checkpoint, lower the learning rate or set optim_wrapper.clip_grad'
             )
-        # At ERROR level because mmengine's logger drops what ranks other than 0 say below it.
+        # At ERROR level, because below it mmengine's logger drops the messages of ranks other than 0.
         print_log(f'STEP LEFT OUT: the gradient norm is {norm} ({count})', logger='current', level=logging.ERROR)
 
     def state_dict(self) -> dict[str, Any]:
@@ -102,7 +102,7 @@ class FiniteOptimWrapper(OptimWrapper):
 
 
 class _HostCopy:
-    """A number on its way to the host: reading it waits for the work queued before it, not for what came after."""
+    """A number on its way to the host; reading it waits for the work queued before it, but not after it."""
 
     def __init__(self, number: Tensor):
         self._event = torch.cuda.Event() if number.is_cuda else None
@@ -121,18 +121,18 @@ class _HostCopy:
 
 @OPTIM_WRAPPERS.register_module()
 class Bf16OptimWrapper(FiniteOptimWrapper):
-    """Forward pass in bf16 autocast, on any device; weights, gradients and optimiser state stay float32.
+    """Forward pass under bf16 autocast, on any device; weights, gradients and optimiser state stay float32.
 
-    bf16 has the range of float32, so the loss needs no scaling (mmengine's ``AmpOptimWrapper`` scales it all the same,
-    and refuses to run on a CPU). A CPU without bf16 instructions emulates them, which a line in the log says.
+    bf16 has the range of float32, so the loss needs no scaling. (mmengine's ``AmpOptimWrapper`` scales it anyway, and
+    does not run on a CPU.) On a CPU without bf16 instructions, which emulates them, the log has a warning.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         if not torch.cuda.is_available() and bf16_is_emulated():
             print_log(
-                'This CPU has no bf16 instructions: a step in bf16 takes many times as long as in float32; '
-                'set optim_wrapper.type=FiniteOptimWrapper, or leave out --amp.',
+                'This CPU has no bf16 instructions: a step in bf16 takes many times as long as in float32. '
+                'Set optim_wrapper.type=FiniteOptimWrapper, or leave out --amp.',
                 logger='current',
                 level=logging.WARNING,
             )

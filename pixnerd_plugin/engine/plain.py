@@ -1,4 +1,4 @@
-"""Values as what ``torch.load(weights_only=True)`` accepts."""
+"""Plain values, which ``torch.load(weights_only=True)`` accepts."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 
 
 def plain(value: Any) -> Any:
-    """Turn numpy values, paths and dict subclasses into what ``torch.load(weights_only=True)`` accepts.
+    """Convert numpy values, paths and dict subclasses to what ``torch.load(weights_only=True)`` accepts.
 
     Raises:
-        TypeError: for an object that has no plain form.
+        TypeError: if an object has no plain form.
     """
     if isinstance(value, np.generic):
         return value.item()

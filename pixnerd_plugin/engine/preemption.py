@@ -1,4 +1,4 @@
-"""Being asked to stop by a scheduler: noticed at once, agreed on by all ranks, acted on between two steps."""
+"""SIGTERM from a scheduler: remembered when it comes, agreed on by all ranks, acted on between two steps."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ import torch
 import torch.distributed as dist
 
 EXIT_REQUEUE = 75
-"""Exit code of a run that was asked to stop and has saved its state: start it again with --resume (EX_TEMPFAIL)."""
+"""Exit code (EX_TEMPFAIL) of a run that was asked to stop and has saved: start it again with --resume."""
 
 STUCK_SECONDS = 120
-"""A process that has not come to the end of a step so long after SIGTERM waits for a dead one, and ends at once."""
+"""A process that does not finish a step within this time after SIGTERM is waiting for a dead one, and exits."""
 
 _asked, _stopping = threading.Event(), threading.Event()
 _watching = False
 
 
 def watch() -> None:
-    """From now on SIGTERM does not end this process but is remembered until the training loop stops between steps."""
+    """From now on, SIGTERM does not end this process: it is remembered, and the training loop stops between steps."""
     global _watching
     if threading.current_thread() is not threading.main_thread():
         return
     signal.signal(signal.SIGTERM, lambda *_: _asked.set())
     if not _watching:
         _watching = True
-        # Python runs a handler only when the main thread is not inside a collective; this pipe hears of it even then.
+        # Python runs no handler while the main thread is inside a collective; this pipe is written to even then.
         read, write = os.pipe()
         os.set_blocking(write, False)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
@@ -39,15 +39,15 @@ def _end_if_stuck(read: int) -> None:
     while os.read(read, 1) != bytes([signal.SIGTERM]):
         pass
     if not _stopping.wait(STUCK_SECONDS):
-        os.write(2, b'SIGTERM came, and no step has ended since: this process ends without saving\n')
+        os.write(2, b'No step has ended since SIGTERM: this process exits without saving\n')
         os._exit(128 + signal.SIGTERM)
 
 
 class Preemption:
-    """Whether any rank was asked to stop; every rank gets the same answer at the same call.
+    """Whether any rank was asked to stop; all ranks get the same answer at the same call.
 
-    Within the block, :meth:`agreed` is called by all ranks equally often. Each call sends this rank's news over gloo in
-    the background and returns the outcome of the call before, so neither host nor device waits for a round trip.
+    Within the block, all ranks must call :meth:`agreed` equally often. Each call sends this rank's state over gloo in
+    the background and returns the result of the previous call, so neither host nor device waits for a round trip.
     """
 
     def __enter__(self) -> Preemption:

@@ -1,4 +1,4 @@
-"""The group of processes of a distributed run: joining it, leaving it, and ending at once when one fails."""
+"""The process group of a distributed run: joining it, leaving it, and exiting immediately on a failure."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from pixnerd_plugin.cli import one_line_errors
 
 
 def set_up_processes(config: Any, launcher: str) -> None:
-    """Join the group of processes that ``launcher`` started: on GPUs, or with gloo where there is no CUDA.
+    """Join the process group that ``launcher`` started: on GPUs, or with gloo if there is no CUDA.
 
     Raises:
-        ValueError: if the launcher's variables are missing or there are more processes than GPUs.
+        ValueError: if the launcher's variables are missing, or there are more processes than GPUs.
     """
     config.launcher = launcher
     if launcher == 'none':
@@ -33,14 +33,14 @@ def set_up_processes(config: Any, launcher: str) -> None:
         processes, gpus = int(os.environ.get('LOCAL_WORLD_SIZE', 1)), torch.cuda.device_count()
         if processes > gpus:
             raise ValueError(
-                f'{processes} processes were asked for on a machine with {gpus} GPUs; start at most {gpus}'
+                f'{processes} processes cannot share the {gpus} GPUs of this machine; start at most {gpus}'
             )
-        # As mmengine's Runner would, but before a checkpoint to resume is agreed on.
+        # As mmengine's Runner does, but earlier: the ranks must agree on a checkpoint to resume.
         init_dist(launcher, **settings, **(_rendezvous() if launcher == 'pytorch' else {}))
         return
     if launcher != 'pytorch':
-        raise ValueError(f'--launcher {launcher} needs GPUs and finds none; on CPUs use tools/dist_train.sh')
-    # mmengine would choose a CUDA device here, which fails on a CPU build, unless it finds the group already there.
+        raise ValueError(f'--launcher {launcher} needs GPUs, and there are none; on CPUs use tools/dist_train.sh')
+    # mmengine would choose a CUDA device here and fail on a CPU build, unless the group exists already.
     timeout = timedelta(seconds=settings.get('timeout', 600))
     torch.distributed.init_process_group('gloo', timeout=timeout, **_rendezvous())
     wrapper = config.get('model_wrapper_cfg') or dict(type='MMDistributedDataParallel', broadcast_buffers=False)
@@ -50,8 +50,8 @@ def set_up_processes(config: Any, launcher: str) -> None:
 def _rendezvous() -> dict[str, Any]:
     """Where torchrun's processes find each other, as arguments of ``init_process_group``.
 
-    torchrun keeps one store over its restarts, so without a prefix for each start the processes of the second would
-    find the addresses of the first's, which are dead.
+    torchrun keeps one store over restarts. Without a prefix for each start, restarted processes would find the
+    addresses of dead ones.
     """
     store, rank, world_size = next(rendezvous('env://'))
     start = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')
@@ -59,9 +59,9 @@ def _rendezvous() -> dict[str, Any]:
 
 
 def tear_down_processes() -> None:
-    """Leave the process group, if there is one, at the end of a run that went well.
+    """Leave the process group, if there is one, at the end of a successful run.
 
-    A process that ended with the group still there was once aborted, and the whole run counted as failed.
+    A process that exits without leaving it may be aborted, and the whole run then counts as failed.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
@@ -69,10 +69,10 @@ def tear_down_processes() -> None:
 
 @contextmanager
 def fail_at_once() -> Iterator[None]:
-    """End in one line, as :func:`~pixnerd_plugin.cli.one_line_errors`; within a group of processes, there and then.
+    """Report errors as :func:`~pixnerd_plugin.cli.one_line_errors` does; in a process group, exit immediately.
 
-    Python's own end waits for the group's threads, and they for the other ranks. Beside a rank that hangs, one that has
-    noticed would hang as well, and the launcher would hear of nothing.
+    Python's normal exit waits for the group's threads, and these wait for the other ranks. If one rank hangs, a rank
+    that fails because of it would hang too, and the launcher would never know.
     """
     try:
         with one_line_errors():

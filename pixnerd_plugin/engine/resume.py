@@ -1,4 +1,4 @@
-"""What a run starts from: the last checkpoint that is whole, or the weights of another run."""
+"""Find what a run starts from: the last complete checkpoint, or the weights of another run."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ def load_initial_weights(model: Any, path: str) -> None:
 
 
 def find_checkpoint(work_dir: str | Path) -> Path | None:
-    """Return the last checkpoint written in ``work_dir``; if it is damaged, the one before; None if there is none.
+    """Return the last undamaged checkpoint in ``work_dir``, or None if it has no checkpoints.
 
     Raises:
-        ValueError: if there are some, but all of them are damaged.
+        ValueError: if all checkpoints are damaged.
     """
     pointer = Path(work_dir) / 'last_checkpoint'
-    # Only the name in it: the folder may have been moved since. Later ones are of another run in the same folder.
+    # Only the name counts, because the folder may have moved. Later checkpoints belong to another run in this folder.
     last = _step(pointer.read_text().strip()) if pointer.is_file() else -1
     candidates = [path for path in Path(work_dir).glob('*.pth') if _step(path.name) >= 0]
     if last >= 0:
@@ -91,25 +91,25 @@ def find_checkpoint(work_dir: str | Path) -> Path | None:
 
 
 def require_checkpoint(path: str | Path) -> Path:
-    """Return ``path`` if it is a checkpoint that is whole to the last bit: every part of it is read and summed.
+    """Return ``path`` if it is a complete checkpoint; this reads the whole file and compares its checksums.
 
     Raises:
         FileNotFoundError: if it does not exist.
-        ValueError: if it is cut short, altered, or of another kind.
+        ValueError: if it is cut short, damaged, or not a checkpoint.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'checkpoint {path} does not exist')
     # The directory of a zip archive is at its end, so a file cut short has none.
     if not zipfile.is_zipfile(path):
-        raise ValueError(f'checkpoint {path} is cut short or no checkpoint; take the one before it')
+        raise ValueError(f'checkpoint {path} is cut short or not a checkpoint; use the one before it')
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # compares the CRC-32 of each tensor with the one it was stored with
     except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError, zlib.error) as error:
-        raise ValueError(f'checkpoint {path} is damaged ({error}); take the one before it') from None
+        raise ValueError(f'checkpoint {path} is damaged ({error}); use the one before it') from None
     if damaged:
-        raise ValueError(f'checkpoint {path} is damaged: the checksum of {damaged} is wrong; take the one before it')
+        raise ValueError(f'checkpoint {path} is damaged: the checksum of {damaged} is wrong; use the one before it')
     return path
 
 

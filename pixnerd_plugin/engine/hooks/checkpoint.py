@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, load with ``weights_only=True``, and do not grow with the run."""
+"""Checkpoints that are complete or absent, load with ``weights_only=True``, and do not grow with the run."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ class AtomicLocalBackend(LocalBackend):
 class AtomicCheckpointHook(CheckpointHook):
     """mmengine's ``CheckpointHook``, made to survive a kill at any moment and a full disk.
 
-    The new checkpoint is complete on the disk before ``last_checkpoint`` names it and before an old one is deleted. The
-    message hub is written as plain Python, of which stock mmengine resumes everything but the smoothing of its logs.
+    A new checkpoint is complete on the disk before ``last_checkpoint`` names it and before an old one is deleted. The
+    message hub is stored as plain Python; stock mmengine resumes all of it except the smoothing of its logs.
     ``meta['pixnerd']`` is the model's description, for ``load_backbone`` and ``tools/sample.py``.
 
     Args:
         interval: iterations (epochs with ``by_epoch``) between checkpoints.
-        max_keep_ckpts: how many of the latest to keep; -1 keeps all.
+        max_keep_ckpts: number of latest checkpoints to keep; -1 keeps all.
         keep_every: also keep those whose iteration is a multiple of this; 0 for none.
-        log_history: how many values of each logged scalar to remember, here and in the checkpoint.
+        log_history: number of values of each logged scalar to keep, in memory and in the checkpoint.
         kwargs: as for mmengine's ``CheckpointHook``.
     """
 
@@ -67,7 +67,7 @@ class AtomicCheckpointHook(CheckpointHook):
         super().before_train(runner)
         if is_main_process() and os.path.isdir(self.out_dir):
             remove_leftovers(self.out_dir)
-        # mmengine would warn at every checkpoint that there is no scheduler to save.
+        # Otherwise mmengine warns at every checkpoint that there is no scheduler to save.
         if runner.param_schedulers is None:
             self.save_param_scheduler = False
 
@@ -88,7 +88,7 @@ class AtomicCheckpointHook(CheckpointHook):
             hub['resumed_keys'][key] = True
 
     def save_now(self, runner: Any) -> None:
-        """Save between two iterations, outside the schedule; the loop calls this when a scheduler asks it to stop."""
+        """Save between two iterations, outside the schedule; the loop calls this when it is asked to stop."""
         name = self.filename_tmpl.format(runner.iter)
         if self.last_ckpt is None or os.path.basename(self.last_ckpt) != name:
             self._save_checkpoint_with_step(runner, runner.iter, meta=dict(epoch=runner.epoch, iter=runner.iter))
@@ -111,7 +111,7 @@ class AtomicCheckpointHook(CheckpointHook):
         except OSError as error:
             if self.is_last_train_iter(runner):
                 raise
-            runner.logger.error(f'CHECKPOINT NOT SAVED: {path}: {error}. Training goes on; the last one stays.')
+            runner.logger.error(f'CHECKPOINT NOT SAVED: {path}: {error}. Training continues; old checkpoints are kept.')
             return
         self.last_ckpt = path
         if is_main_process() and self.max_keep_ckpts > 0:
@@ -121,7 +121,7 @@ class AtomicCheckpointHook(CheckpointHook):
         pattern = re.compile(re.escape(self.filename_tmpl).replace(r'\{\}', r'(\d+)'))
         names = self.file_backend.list_dir_or_file(self.out_dir, list_dir=False)
         steps = sorted(int(match[1]) for name in names if (match := pattern.fullmatch(name)))
-        # Later ones are of another run in the same folder, which this one must not count.
+        # Later checkpoints belong to another run in this folder, and must not count.
         for step in [step for step in steps if step <= newest][: -self.max_keep_ckpts]:
             if not (self.keep_every and step % self.keep_every == 0):
                 self.file_backend.remove(self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(step)))
@@ -140,7 +140,7 @@ class AtomicCheckpointHook(CheckpointHook):
             except TypeError as error:
                 runner.logger.warning(f'message hub entry {key!r} is left out of the checkpoint: {error}')
         return dict(
-            # HistoryBuffer does not load with weights_only, so stock mmengine must find none here.
+            # HistoryBuffer does not load with weights_only, so this entry of stock mmengine stays empty.
             log_scalars={},
             log_history={key: tuple(map(plain, buffer.data)) for key, buffer in state['log_scalars'].items()},
             runtime_info=info,

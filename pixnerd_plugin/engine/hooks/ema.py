@@ -21,17 +21,17 @@ PREFIX = 'module.'
 class EMAHook(Hook):
     """Keep ``shadow = decay * shadow + (1 - decay) * weights`` in float32, after every optimiser step.
 
-    On a GPU the average is computed on a stream of its own, beside the next forward and backward pass. Only the
-    trainable parameters of one module are followed, so neither a frozen teacher nor the loss's projector costs memory.
-    A checkpoint has mmengine's layout: ``state_dict`` holds the averaged weights, which is what just loading it gives,
-    and ``ema_state_dict`` the raw ones, which training goes on from.
+    On a GPU the average is computed on its own stream, in parallel with the next forward and backward pass. The hook
+    follows only the trainable parameters of one module, so a frozen teacher and the loss's projector cost no memory.
+    Checkpoints have mmengine's layout: ``state_dict`` holds the averaged weights, so that simply loading it gives them,
+    and ``ema_state_dict`` holds the raw weights, which training continues from.
 
     Args:
         decay: share of the old average kept at each step; mmengine's ``momentum`` is ``1 - decay``.
         module: dotted name of the module to follow.
         interval: optimiser steps between two updates, each with ``decay ** interval``.
-        device: ``'cpu'`` keeps the average out of the GPU's memory (4 bytes a parameter); each update then copies the
-            weights there and waits for it, so take a longer ``interval``. By default where the weights are.
+        device: device of the average; by default that of the weights. ``'cpu'`` saves 4 bytes of GPU memory a
+            parameter, but each update copies the weights and waits, so use a longer ``interval`` with it.
     """
 
     priority = 'NORMAL'
@@ -65,11 +65,11 @@ class EMAHook(Hook):
             }
         if all(average.is_cuda for average in self.shadow.values()):
             self._stream = torch.cuda.Stream()
-            # The weights may change again only once they have been averaged.
+            # The weights must not change before they have been averaged.
             runner.optim_wrapper.optimizer.register_step_pre_hook(lambda *_: self._wait())
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        # False within an accumulation; the wrapper has counted this iteration by now.
+        # False while gradients accumulate; the wrapper has already counted this iteration.
         if runner.optim_wrapper.should_update():
             self.steps += 1
             if self.steps % self.interval == 0:
@@ -77,7 +77,7 @@ class EMAHook(Hook):
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move the average towards the present weights."""
+        """Move the average towards the current weights."""
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
@@ -93,8 +93,8 @@ class EMAHook(Hook):
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The model has the averaged weights within the block, and exactly its own again after it."""
-        # Outside training there is no average; a loaded checkpoint has it as its weights.
+        """Give the model the averaged weights within the block, and restore its own exactly after it."""
+        # Outside training there is no average; a loaded checkpoint has the averaged weights already.
         if not self.shadow:
             yield
             return
@@ -119,7 +119,7 @@ class EMAHook(Hook):
         checkpoint['ema_state_dict'] = raw
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        # A checkpoint that is not resumed but started from gives its averaged weights, and the average starts there.
+        # Without resuming, training starts from the averaged weights of the checkpoint, and so does the average.
         if not runner._resume:
             return
         if 'ema_state_dict' not in checkpoint:
@@ -133,8 +133,8 @@ class EMAHook(Hook):
             averaged[name], state[name] = state[name], raw
         if absent := self.parameters.keys() - averaged.keys():
             raise ValueError(
-                f'the checkpoint has no average of {sorted(absent)[0]} ({len(absent)} parameters in all): it is of '
-                'another architecture; train from it with load_from instead of resuming'
+                f'the checkpoint has no average of {sorted(absent)[0]} ({len(absent)} such parameters): it has another '
+                'architecture; train from it with load_from instead of resuming'
             )
         self.shadow = {
             name: averaged[name].to(self.device or p.device, torch.float32) for name, p in self.parameters.items()

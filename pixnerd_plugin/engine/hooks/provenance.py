@@ -1,4 +1,4 @@
-"""What a checkpoint depends on, and the refusal to go on from it as something else."""
+"""Record what a checkpoint depends on, and refuse to resume from it if that has changed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pixnerd_plugin.registry import HOOKS
 
 KEY = 'depends_on'
 
-# The parts of a config that decide what is learned; the others say where, how fast and how often something is written.
+# The parts of a config that decide what is learned. The others say where, how fast and how often things are written.
 _PARTS = ('model', 'optim_wrapper', 'param_scheduler', 'train_dataloader', 'auto_scale_lr', 'randomness')
 _NO_MATTER = {
     'model.compile',
@@ -35,11 +35,11 @@ _MOST_NAMED = 5
 
 @HOOKS.register_module()
 class ProvenanceHook(Hook):
-    """Write into every checkpoint what it depends on, and refuse to resume where that has changed.
+    """Write into every checkpoint what it depends on, and refuse to resume if that has changed.
 
-    That is the part of the config that decides what is learned, the versions, the data's fingerprint, the number of
-    processes and the seed, in ``meta['depends_on']``. ``tools/train.py --force`` (``resume_anyway`` in the config)
-    resumes all the same; the data then goes on after the samples already seen.
+    ``meta['depends_on']`` holds the part of the config that decides what is learned, the versions, the data's
+    fingerprint, the number of processes and the seed. ``tools/train.py --force`` (``resume_anyway`` in the config)
+    resumes anyway; the data then continues after the samples already seen.
     """
 
     priority = 'VERY_HIGH'
@@ -58,7 +58,7 @@ class ProvenanceHook(Hook):
             runner.train_loop.resume_visits(meta['iter'], meta['visits'])
         if KEY not in meta:
             print_log(
-                'The checkpoint does not say what it depends on; nothing is compared.', 'current', logging.WARNING
+                'The checkpoint does not record what it depends on, so nothing is compared.', 'current', logging.WARNING
             )
             return
         changes = list(differences(meta[KEY], dependencies(runner)))
@@ -68,7 +68,7 @@ class ProvenanceHook(Hook):
         named = '; '.join(changes[:_MOST_NAMED]) + more
         if not runner.cfg.get('resume_anyway'):
             raise ValueError(
-                f'this is not the run that wrote the checkpoint: {named}. Set it back, or resume anyway with --force'
+                f'this is not the run that wrote the checkpoint: {named}. Undo that, or resume anyway with --force'
             )
         print_log(f'RESUMED ALTHOUGH SOMETHING CHANGED (--force): {named}', 'current', logging.WARNING)
 
@@ -88,7 +88,7 @@ def dependencies(runner: Any) -> dict[str, Any]:
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """Name what differs, one text an entry."""
+    """Yield a description of each difference."""
     old, new = dict(_flat(then)), dict(_flat(now))
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key, 'nothing'), new.get(key, 'nothing')
@@ -97,7 +97,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str
 
 
 def _described(value: Any) -> Any:
-    """Plain values; of a path only the last name, because folders move; of an object only its type."""
+    """Plain values; only the last name of a path, because folders move, and only the type of an object."""
     if isinstance(value, Mapping):
         return {str(key): _described(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Pictures during training: the same noise and conditions every time, so that only the weights differ."""
+"""Samples during training, always from the same noise and conditions, so that only the weights differ."""
 
 from __future__ import annotations
 
@@ -23,17 +23,20 @@ from .ema import EMAHook
 class SampleGridHook(Hook):
     """Sample a grid from the EMA weights every ``interval`` iterations and at the end of training.
 
-    Written to ``work_dir/samples/iter_N.png`` and to the visualizer's backends, by rank 0; with ``raw`` also
-    ``iter_N_raw.png``, the same pictures from the weights being trained.
+    Rank 0 writes ``work_dir/samples/iter_N.png`` and sends the grid to the visualizer's backends. With ``raw`` it also
+    writes ``iter_N_raw.png``, the same samples from the weights being trained.
 
     Args:
         interval: iterations between grids.
         conditions: what the conditioner reads, one entry per picture: ``dict(label=[...])`` or ``dict(text=[...])``.
         size: (height, width) of a picture in pixels, or one number for both.
-        seed: seed of the first picture's noise; the next pictures take the numbers after it.
-        batch_size: pictures sampled at once.
-        columns: pictures in a row of the grid; near a square by default.
-        raw: sample from the raw weights too.
+        seed: seed of the first picture's noise; each following picture uses the next number.
+        batch_size: number of pictures sampled at once.
+        columns: pictures in a row of the grid; by default the grid is nearly square.
+        raw: also sample from the raw weights.
+
+    Raises:
+        ValueError: if the conditions are empty or have different lengths.
     """
 
     priority = 'LOW'

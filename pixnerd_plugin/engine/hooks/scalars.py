@@ -1,4 +1,4 @@
-"""Scalars that stay on the device until they are logged, and logs without gaps or repeats over restarts."""
+"""Scalars that stay on the device until they are logged, and logs without gaps or repeats after restarts."""
 
 from __future__ import annotations
 
@@ -21,14 +21,17 @@ BY_TIME = 'by_time'
 
 @HOOKS.register_module()
 class ScalarsHook(RuntimeInfoHook):
-    """mmengine's ``RuntimeInfoHook``, without a synchronisation for every scalar and step.
+    """mmengine's ``RuntimeInfoHook`` without a synchronisation for every scalar and step.
 
-    Losses are kept on the device and fetched together, averaged over the ranks, when they are logged or saved. What is
-    in the message hub in between is up to ``LoggerHook.interval`` iterations old.
+    Losses stay on the device. They are averaged over the ranks and fetched together when they are logged or saved; in
+    between, the message hub is up to ``LoggerHook.interval`` iterations old.
 
     Args:
-        time_bins: also log each loss term in so many bins of the time, as ``loss_flow_by_time/0.05`` and so on, named
-            by the middle of the bin; 0 for none. The loss must have ``per_picture``, as `FlowMatchREPALoss`.
+        time_bins: also log each loss term in this many bins of t, named by the middle of the bin, such as
+            ``loss_flow_by_time/0.05``; 0 for none. The loss must have ``per_picture``, as ``FlowMatchREPALoss`` has.
+
+    Raises:
+        ValueError: if ``time_bins`` is negative.
     """
 
     def __init__(self, time_bins: int = 10):
@@ -63,7 +66,7 @@ class ScalarsHook(RuntimeInfoHook):
             self.flush(runner)
 
     def flush(self, runner: Any) -> None:
-        """Bring the scalars of all iterations so far into the message hub; all ranks call it together."""
+        """Move the scalars of all iterations so far to the message hub; all ranks must call it together."""
         if hasattr(runner.optim_wrapper, 'settle'):
             runner.optim_wrapper.settle()
         if not self._rows:
@@ -87,7 +90,7 @@ class ScalarsHook(RuntimeInfoHook):
 
 
 def forget_scalars_after(work_dir: str | Path, iteration: int) -> None:
-    """Drop from all logs of a work folder the lines of later iterations, and one cut short, as they will come again."""
+    """Remove lines of later iterations, and an incomplete line, from all logs of a work folder."""
     for log in Path(work_dir).glob('*/vis_data/*.json'):
         lines = log.read_text().splitlines(keepends=True)
         kept = [line for line in lines if _step(line) <= iteration]
