@@ -20,7 +20,7 @@ from .transforms import (
 )
 
 with suppress(ImportError):
-    # Ours need no mmcv; where it is installed, its own transforms can be named beside them.
+    # Our transforms do not need mmcv. If it is installed, configs can use its transforms too.
     import mmcv.transforms  # noqa: F401
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""What all picture datasets share: pipelines, reproducible visits and damaged pictures."""
+"""The base of all datasets of pictures: pipelines, reproducible visits, and damaged pictures."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ from pixnerd_plugin.registry import TRANSFORMS, build
 from .faults import DamagedPicture, Tally, TooManyDamaged
 from .visits import seeded
 
-# Below this many visits a share of damaged ones says little: a few in a row are chance.
+# With fewer visits the share of damaged pictures says little: several in a row may be chance.
 _MIN_VISITS_JUDGED = 10_000
 
 
 class PictureDataset(BaseDataset):
-    """mmengine's BaseDataset with reproducible visits and damaged pictures skipped.
+    """mmengine's ``BaseDataset`` with reproducible visits, which skips damaged pictures.
 
-    Indexed with a plain int, transforms draw from the global generators. Indexed with a `Visit`, as
-    `ResumableSampler` does, they draw from generators seeded by that visit alone.
+    Indexed with a `Visit`, as by `ResumableSampler`, transforms draw from generators seeded by that visit alone.
+    Indexed with a plain int, they draw from the global generators.
 
-    A picture whose pipeline raises `DamagedPicture` or returns None is named in the log once, counted (`num_damaged`),
-    and replaced by another, whose index depends on the visit and the damaged index only.
+    If the pipeline raises `DamagedPicture` or returns None for a picture, that picture is named in the log once,
+    counted (`num_damaged`), and replaced by another, whose index depends only on the visit and the damaged index.
 
     Args:
         pipeline: transforms, built or as dicts for the `TRANSFORMS` registry (mmcv's included).
-        max_damaged: largest share, in [0, 1], of damaged pictures among those seen so far (counted over all workers of
-            this rank, each picture once); `TooManyDamaged` is raised above it.
+        max_damaged: maximum share, in [0, 1], of damaged pictures among those seen so far, counted over all workers of
+            this rank, each picture once. Above it, `TooManyDamaged` is raised.
         kwargs: mmengine's `BaseDataset` arguments.
     """
 
     fingerprint: str
-    """Identifies the list of samples (not their content): equal for equal data, wherever it is kept."""
+    """Identifies the list of samples, not their content; it does not depend on where the data is."""
 
     def __init__(self, pipeline: Sequence[Any] = (), max_damaged: float = 0.01, **kwargs: Any):
         if not 0 <= max_damaged <= 1:
-            raise ValueError(f'max_damaged is a share in [0, 1], not {max_damaged}')
+            raise ValueError(f'max_damaged={max_damaged} must be a share in [0, 1]')
         self.max_damaged = max_damaged
-        # mmengine's Compose looks names up in the default scope, which is set inside a Runner only.
+        # Built here, because mmengine's Compose uses the default scope, which only a Runner sets.
         super().__init__(pipeline=[build(TRANSFORMS, step) for step in pipeline], **kwargs)
 
     def full_init(self) -> None:
@@ -57,7 +57,7 @@ class PictureDataset(BaseDataset):
 
     @property
     def num_damaged(self) -> int:
-        """How many different pictures were found damaged so far, by any worker of this rank."""
+        """Number of different pictures that the workers of this rank found damaged so far."""
         return len(self._damaged)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -94,13 +94,14 @@ class PictureDataset(BaseDataset):
             )
 
     def describe(self, index: int) -> str:
-        """Name sample `index` for a person."""
+        """A name of sample `index` for messages."""
         return str(self.get_data_info(index).get('img_path', f'sample {index}'))
 
 
 def log_fault(message: str) -> None:
     """Log a fault of the data from any rank or worker."""
-    # At ERROR level because mmengine's logger drops what ranks other than 0 say below it. File names need not be UTF-8.
+    # At ERROR level, because below it mmengine's logger drops the messages of ranks other than 0. File names need not
+    # be UTF-8.
     message = message.encode('utf-8', 'backslashreplace').decode()
     print_log(message, logger='current', level=logging.ERROR)
 

@@ -1,4 +1,4 @@
-"""Captions: parsing them, and what datasets of captioned pictures share."""
+"""Captions: parsing them, and the base of datasets of captioned pictures."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from .faults import Tally
 CAPTION_SUFFIXES = ('.txt', '.json')
 MAX_CAPTION_BYTES = 2**20
 
-# A data set whose captions are all unreadable should not fill the disk with log lines.
+# So that a data set whose captions are all unreadable does not fill the disk with log lines.
 _MAX_NAMED = 100
 
 
 def parse_captions(encoded: bytes, suffix: str, key: str = 'caption') -> list[str]:
-    """Return the captions (at least one, none empty) in a file's bytes.
+    """Return the captions in a file's bytes: at least one, and none empty.
 
     Args:
-        encoded: UTF-8; `.txt` has one caption a line; `.json` an object whose field `key` is a text or a list of texts.
+        encoded: UTF-8. A `.txt` has one caption per line; a `.json` is an object whose field `key` is a string or a
+            list of strings.
         suffix: '.txt' or '.json'.
+        key: field of a `.json`.
 
     Raises:
         ValueError: more than `MAX_CAPTION_BYTES`, not UTF-8, not JSON, no such field, or nothing in it.
@@ -38,13 +40,13 @@ def parse_captions(encoded: bytes, suffix: str, key: str = 'caption') -> list[st
         found = fields.get(key) if isinstance(fields, dict) else None
         captions = [found] if isinstance(found, str) else found
         if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
-            raise ValueError(f'no text or list of texts in the JSON field {key!r}')
+            raise ValueError(f'the JSON field {key!r} is neither a string nor a list of strings')
     captions = [caption.strip() for caption in captions if caption.strip()]
     # JSON can hold half of a surrogate pair, which no tokenizer takes.
     if any(not caption.isprintable() and _has_surrogates(caption) for caption in captions):
         raise ValueError('a caption in it is not valid Unicode')
     if not captions:
-        raise ValueError('no caption in it')
+        raise ValueError('it has no caption')
     return captions
 
 
@@ -53,10 +55,10 @@ def _has_surrogates(text: str) -> bool:
 
 
 class CaptionedDataset(PictureDataset):
-    """A dataset whose samples have `captions` (all of them) and `text` (the first; `RandomCaption` chooses another).
+    """A dataset whose samples have all `captions`, and as `text` the first (`RandomCaption` chooses another).
 
-    A picture whose caption is missing or unreadable keeps its place with an empty caption, the unconditional one. It is
-    counted (`num_uncaptioned`) and the first 100 are named in the log.
+    A picture with a missing or unreadable caption gets the empty caption, which is the null condition. Such pictures
+    are counted (`num_uncaptioned`), and the first 100 are named in the log.
 
     Args:
         caption_key: field of `.json` captions.
@@ -75,7 +77,7 @@ class CaptionedDataset(PictureDataset):
 
     @property
     def num_uncaptioned(self) -> int:
-        """How many different pictures were found without a caption so far, by any worker of this rank."""
+        """Number of different pictures that the workers of this rank found without a caption so far."""
         return len(self._uncaptioned)
 
     def with_captions(self, info: dict[str, Any], read: Callable[[], tuple[bytes, str]]) -> dict[str, Any]:
@@ -83,14 +85,14 @@ class CaptionedDataset(PictureDataset):
 
         Args:
             info: the sample, with `sample_idx` and `img_path`.
-            read: returns the caption's bytes and suffix; raises OSError or ValueError where there is none.
+            read: returns the caption's bytes and suffix; raises OSError or ValueError if there is none.
         """
         try:
             info['captions'] = parse_captions(*read(), self.caption_key)
         except (OSError, ValueError) as fault:
             info['captions'] = ['']
             if self._uncaptioned.add(info['sample_idx']) and self.num_uncaptioned <= _MAX_NAMED:
-                more = '; further ones are only counted' if self.num_uncaptioned == _MAX_NAMED else ''
+                more = '; the others are only counted' if self.num_uncaptioned == _MAX_NAMED else ''
                 log_fault(f'picture without a caption: {info["img_path"]}: {fault}{more}')
         info['text'] = info['captions'][0]
         return info

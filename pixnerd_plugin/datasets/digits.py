@@ -1,4 +1,4 @@
-"""scikit-learn's digits: 1797 scans of 8×8 pixels that come with the library, for demos and tests."""
+"""scikit-learn's digits: 1797 scans of 8×8 pixels that ship with the library, for demos and tests."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _NUM_TEST = 360
 
 @DATASETS.register_module()
 class DigitsDataset(PictureDataset):
-    """The handwritten digits of scikit-learn, as RGB pictures of any size, held in memory.
+    """The handwritten digits of scikit-learn, as RGB images of any size, held in memory.
 
-    Samples are ``dict(img, label)`` with img (size, size, 3) uint8, so the pipeline needs no `LoadRGB`.
+    Samples are ``dict(img, label)`` with ``img`` (size, size, 3) uint8, so the pipeline needs no `LoadRGB`.
 
     Args:
         size: side in pixels; the 8×8 originals are interpolated with Pillow's bicubic filter.
-        split: 'train' (1437 digits), 'test' (the other 360, the same always) or 'all'.
+        split: 'train' (1437 digits), 'test' (the other 360, always the same) or 'all'.
         kwargs: `PictureDataset`'s arguments.
     """
 
@@ -30,9 +30,9 @@ class DigitsDataset(PictureDataset):
 
     def __init__(self, size: int = 32, split: str = 'train', **kwargs: Any):
         if not isinstance(size, int) or size < 8:
-            raise ValueError(f'size is at least the 8 pixels of the originals, not {size!r}')
+            raise ValueError(f'size={size!r} must be an integer of at least 8, the side of the originals')
         if split not in ('train', 'test', 'all'):
-            raise ValueError(f"split is 'train', 'test' or 'all', not {split!r}")
+            raise ValueError(f"split={split!r} must be 'train', 'test' or 'all'")
         self.size, self.split = size, split
         super().__init__(**kwargs)
 
@@ -46,8 +46,8 @@ class DigitsDataset(PictureDataset):
         return [dict(img=self._render(digits.images[i]), label=int(digits.target[i])) for i in parts[self.split]]
 
     def _render(self, values: np.ndarray) -> np.ndarray:
-        """Turn (8, 8) values in [0, 16] into a (size, size, 3) uint8 picture."""
-        # In floats, so that the values are rounded once.
+        """Convert (8, 8) values in [0, 16] to a (size, size, 3) uint8 image."""
+        # Resized as floats, so that values are rounded only once.
         smooth = Image.fromarray(values.astype(np.float32)).resize((self.size, self.size), Image.Resampling.BICUBIC)
         grey = np.clip(np.asarray(smooth) * (255 / 16), 0, 255).round().astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)

@@ -1,4 +1,4 @@
-"""Faults of data: what one damaged picture raises, what too many raise, and how they are counted."""
+"""Damaged pictures: the exceptions for one and for too many, and a tally of them."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import torch
 
 
 class DamagedPicture(ValueError):
-    """A picture that cannot be read. A pipeline raises it; the dataset skips the picture."""
+    """A picture cannot be read. Pipelines raise this, and the dataset skips the picture."""
 
 
 class TooManyDamaged(RuntimeError):
     """More pictures are damaged than `max_damaged` allows."""
 
     def __init__(self, message: str):
-        # From a worker, torch rebuilds the exception with the whole traceback as its message; the line after the
-        # last class name is what the user needs.
+        # torch rebuilds an exception from a worker with the whole traceback as its message. The user needs what
+        # follows the last class name.
         super().__init__(message.rsplit(f'{type(self).__name__}: ', 1)[-1].strip())
 
 
 class Tally:
-    """A set of indices in [0, size), shared by all workers of a loader and visible in the main process.
+    """A set of indices in [0, size), shared by all workers of a loader and the main process, at one bit per index.
 
-    It costs a bit per index. Workers write without a lock: at worst, two adding neighbours in one instant lose one.
+    Workers write without a lock. In the worst case, two that add neighbouring indices at the same instant lose one.
     """
 
     def __init__(self, size: int):
@@ -29,7 +29,7 @@ class Tally:
         self._count = torch.zeros(1, dtype=torch.int64).share_memory_()
 
     def add(self, index: int) -> bool:
-        """Add `index`; return whether it is new."""
+        """Add `index`; return whether it was new."""
         byte, bit = index // 8, 1 << index % 8
         value = int(self._bits[byte])
         if value & bit:

@@ -1,4 +1,4 @@
-"""Datasets from folders of picture files: one folder a class, or captions beside the pictures."""
+"""Datasets from folders of picture files: one folder per class, or captions beside the pictures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PICTURE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.
 
 
 def list_files(folder: str) -> Iterator[str]:
-    """Yield the files below a folder in a fixed order, leaving out hidden ones and links to folders."""
+    """Yield the files below a folder in a fixed order, except hidden ones and links to folders."""
     with os.scandir(folder) as entries:
         visible = sorted((entry for entry in entries if not entry.name.startswith('.')), key=lambda entry: entry.name)
     for entry in visible:
@@ -34,7 +34,11 @@ def list_pictures(folder: str) -> list[str]:
 
 
 def checked_folder(data_root: str | os.PathLike[str], expected: str) -> str:
-    """Return `data_root` with ``~`` expanded, or raise an error that says what was `expected` in it."""
+    """Return `data_root` with ``~`` expanded.
+
+    Raises:
+        FileNotFoundError: if it is not a folder; the message says what was `expected` in it.
+    """
     folder = os.path.normpath(os.path.expanduser(os.fspath(data_root)))
     if not os.path.isdir(folder):
         kind = 'is not a folder' if os.path.exists(folder) else 'does not exist'
@@ -44,9 +48,9 @@ def checked_folder(data_root: str | os.PathLike[str], expected: str) -> str:
 
 @DATASETS.register_module()
 class ImageFolder(PictureDataset):
-    """Pictures in one folder a class, as ImageNet's: ``data_root/n01440764/*.JPEG``.
+    """Pictures in one folder per class, as in ImageNet: ``data_root/n01440764/*.JPEG``.
 
-    Labels number the sorted class folders; ``metainfo['classes']`` names them (the folders' names unless given).
+    Labels number the class folders in sorted order. ``metainfo['classes']`` names them, by default by their folders.
     Samples are ``dict(img_path, label)``.
 
     Args:
@@ -54,7 +58,7 @@ class ImageFolder(PictureDataset):
         kwargs: `PictureDataset`'s arguments, `pipeline` and `max_damaged` among them.
     """
 
-    EXPECTED = f'one sub-folder a class with pictures ({", ".join(PICTURE_SUFFIXES)}) in each'
+    EXPECTED = f'one sub-folder per class, with pictures ({", ".join(PICTURE_SUFFIXES)}) in each'
 
     def __init__(self, data_root: str, **kwargs: Any):
         super().__init__(data_root=checked_folder(data_root, self.EXPECTED), **kwargs)
@@ -64,7 +68,7 @@ class ImageFolder(PictureDataset):
             folders = sorted(
                 entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(('.', '__'))
             )
-        # Threads, because listing a network file system is waiting.
+        # In threads, because listing a network file system is mostly waiting.
         with ThreadPoolExecutor(max_workers=16) as pool:
             pictures = list(pool.map(lambda name: list_pictures(os.path.join(self.data_root, name)), folders))
         if not any(pictures):
@@ -85,8 +89,8 @@ class ImageFolder(PictureDataset):
 class CaptionFolder(CaptionedDataset):
     """Pictures anywhere below a folder, each with a caption file of the same stem beside it.
 
-    ``cat.txt`` holds one caption a line, ``cat.json`` a text or a list of texts in the field `caption_key`; the `.txt`
-    wins. Samples are ``dict(img_path, caption_path, captions, text)``.
+    ``cat.txt`` has one caption per line; ``cat.json`` has a string or a list of strings in the field `caption_key`. If
+    both exist, the `.txt` is used. Samples are ``dict(img_path, caption_path, captions, text)``.
 
     Args:
         data_root: the folder.
@@ -110,12 +114,12 @@ class CaptionFolder(CaptionedDataset):
         if not any(found.values()):
             raise ValueError(f'no captioned pictures in data_root {self.data_root!r}; expected {self.EXPECTED}')
         missing = sum(caption is None for caption in found.values())
-        print_log(f'{self.data_root}: {len(found)} pictures, {missing} of them without a caption', logger='current')
+        print_log(f'{self.data_root}: {len(found)} pictures, {missing} without a caption', logger='current')
         self.fingerprint = digest(path[len(self.data_root) :] for path in found)
         return [dict(img_path=path, caption_path=caption) for path, caption in found.items()]
 
     def captions(self, index: int) -> list[str]:
-        """The captions of a picture, as in its sample."""
+        """The captions of a picture, the same as in its sample."""
         return self.get_data_info(index)['captions']
 
     def get_data_info(self, idx: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""An endless, distributed sampler that starts anywhere at once."""
+"""An endless, distributed sampler that can start anywhere immediately."""
 
 from __future__ import annotations
 
@@ -18,24 +18,27 @@ from .visits import Visit
 class ResumableSampler(Sampler):
     """Visit the dataset again and again, in an order that depends on `seed` alone.
 
-    All ranks share one sequence of visits: visit v is in epoch ``v // len(dataset)``, each epoch has its own order,
-    and nothing is dropped or repeated where an epoch ends within a batch. Ranks take turns: the r-th of W ranks makes
-    visits ``start + r, start + r + W, ...``. So the sequence does not depend on the number of ranks, and after k
-    batches of B on W ranks, visits 0 to k·B·W - 1 are done.
+    All ranks share one sequence of visits. Visit v is in epoch ``v // len(dataset)``, each epoch has its own order, and
+    no sample is dropped or repeated if an epoch ends within a batch. Ranks take turns: the r-th of W ranks makes visits
+    ``start + r, start + r + W, ...``. So the sequence does not depend on the number of ranks, and after k batches of B
+    on W ranks, visits 0 to k·B·W - 1 are done.
 
-    To resume there, call ``skip(k * B * W)`` before the loader's iterator is made: nothing is read or replayed. The
-    sampler keeps no count of its own, because with workers it runs ahead of training.
+    To resume there, call ``skip(k * B * W)`` before the loader's iterator is made; this reads and replays nothing. The
+    sampler does not count visits itself, because with workers it runs ahead of training.
 
-    It yields `Visit`s, which also seed the transforms. It never ends: use it with iteration-based training.
+    It yields `Visit`s, which also seed the transforms. It never ends, so use it with iteration-based training.
 
     Args:
-        dataset: anything with a length. With `shards_per_block` it also has ``shard_sizes``, the number of samples in
-            each shard, samples being numbered shard after shard.
-        seed: the same on all ranks; None, which mmengine passes under ``diff_rank_seed``, is 0.
-        shuffle: False visits in the order of the dataset.
-        shards_per_block: None shuffles the whole dataset (8 bytes of memory a sample). A number shuffles the shards,
-            and then the samples within each run of so many: only these shards are read from at a time, and only their
-            order is in memory.
+        dataset: anything with a length. `shards_per_block` also needs its ``shard_sizes``, the number of samples in
+            each shard; samples are numbered shard by shard.
+        seed: the same on all ranks; None, which mmengine passes under ``diff_rank_seed``, means 0.
+        shuffle: if False, visit in the order of the dataset.
+        shards_per_block: if None, shuffle the whole dataset (8 bytes of memory a sample). Otherwise shuffle the shards,
+            and then the samples within each block of this many shards: only these shards are read at a time, and only
+            their order is in memory.
+
+    Raises:
+        ValueError: if the dataset is empty, or an argument is out of range.
     """
 
     def __init__(self, dataset: Sized, seed: int | None = 0, shuffle: bool = True, shards_per_block: int | None = None):
@@ -45,13 +48,13 @@ class ResumableSampler(Sampler):
         self.rank, self.world_size = get_dist_info()
         self.start = 0
         if self.seed < 0:
-            raise ValueError(f'seed is an integer of at least 0, not {seed}')
+            raise ValueError(f'seed={seed} must be at least 0')
         if len(dataset) == 0:
             raise ValueError('the dataset is empty: there is nothing to sample')
         if shards_per_block is None:
             self._sizes, self._shards_per_block = np.array([len(dataset)]), 1
         elif shards_per_block < 1:
-            raise ValueError(f'shards_per_block is at least 1 or None, not {shards_per_block}')
+            raise ValueError(f'shards_per_block={shards_per_block} must be at least 1, or None')
         elif not hasattr(dataset, 'shard_sizes'):
             raise ValueError(f'shards_per_block needs a dataset of shards; {type(dataset).__name__} has no shard_sizes')
         else:
@@ -59,9 +62,9 @@ class ResumableSampler(Sampler):
         self._starts = np.cumsum(self._sizes) - self._sizes
 
     def skip(self, num_visits: int) -> None:
-        """Let the next iterator begin after `num_visits` visits, counted from the run's start over all ranks."""
+        """Start the next iterator after `num_visits` visits, counted over all ranks from the start of the run."""
         if num_visits < 0:
-            raise ValueError(f'num_visits is at least 0, not {num_visits}')
+            raise ValueError(f'num_visits={num_visits} must be at least 0')
         self.start = num_visits
 
     def __len__(self) -> int:
@@ -77,7 +80,7 @@ class ResumableSampler(Sampler):
             yield Visit(int(block[offset - begin]), (self.seed, visit))
 
     def _block(self, epoch: int, offset: int) -> tuple[int, np.ndarray]:
-        """Return the block around `offset` of an epoch: the offset it begins at, and its indices in order."""
+        """Return the block that contains `offset` of an epoch: the offset where it begins, and its indices in order."""
         shards = np.arange(len(self._sizes))
         if self.shuffle:
             np.random.default_rng((self.seed, epoch)).shuffle(shards)
@@ -86,6 +89,6 @@ class ResumableSampler(Sampler):
         members = shards[first : first + self._shards_per_block]
         indices = np.concatenate([np.arange(self._starts[s], self._starts[s] + self._sizes[s]) for s in members])
         if self.shuffle:
-            # + 1: numpy takes (seed, epoch) and (seed, epoch, 0) for the same seed.
+            # + 1, because numpy treats (seed, epoch) and (seed, epoch, 0) as the same seed.
             np.random.default_rng((self.seed, epoch, first + 1)).shuffle(indices)
         return int(ends[first] - self._sizes[shards[first]]), indices

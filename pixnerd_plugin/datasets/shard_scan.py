@@ -1,4 +1,4 @@
-"""Reading a tar shard's table of contents: where its pictures and captions lie, and what is wrong with it."""
+"""Scanning a tar shard: where its pictures and captions are, and its faults."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from .tar_file import Member, read_members
 
 
 class Problem(NamedTuple):
-    """Something wrong in a shard: its kind (what is counted), and the member or place."""
+    """A fault in a shard: its kind, by which faults are counted, and the member or place."""
 
     kind: str
     where: str
 
 
 def scan_shard(path: str, caption_key: str = 'caption') -> tuple[np.ndarray, list[Problem]]:
-    """Pair the pictures and captions of a shard: members of one name up to the first dot (webdataset's rule).
+    """Pair the pictures and captions of a shard: members whose names agree up to the first dot (webdataset's rule).
 
-    Nothing is extracted. Members that are broken, repeated, linked or named outside the shard are left out and listed;
-    a picture whose caption is missing or unreadable stays, without a caption.
+    Nothing is extracted. Members that are broken, repeated, links, or named outside the shard are skipped and listed as
+    problems. A picture with a missing or unreadable caption is kept without a caption.
 
     Args:
-        path: a tar file, not compressed.
+        path: an uncompressed tar file.
         caption_key: field of `.json` captions.
 
     Returns:

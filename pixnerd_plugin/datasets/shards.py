@@ -72,7 +72,7 @@ _FOOTER = dict(
 
 
 class Shard(NamedTuple):
-    """A shard of the index: path relative to the shards' folder, bytes of the file, pairs in it."""
+    """A shard of the index: path relative to the shards' folder, size of the file in bytes, number of pairs."""
 
     name: str
     size: int
@@ -221,9 +221,9 @@ def _decoded(encoded: bytes) -> str:
 
 
 class ShardReader:
-    """Read byte ranges of shards, keeping the `max_open` last used ones open.
+    """Read byte ranges of shards, keeping the `max_open` most recently used ones open.
 
-    Safe to share across a fork: `os.pread` moves no file offset. Pickled without its open files.
+    It is safe to share across a fork, because `os.pread` moves no file offset. Open files are not pickled.
     """
 
     def __init__(self, paths: list[str], max_open: int = 32):
@@ -232,7 +232,7 @@ class ShardReader:
         self._open: OrderedDict[int, int] = OrderedDict()
 
     def read(self, shard: int, offset: int, size: int) -> bytes:
-        """Return `size` bytes at `offset`; raise OSError if the shard cannot be read or ends before."""
+        """Return `size` bytes at `offset`; raise OSError if the shard cannot be read or is too short."""
         if shard not in self._open:
             if len(self._open) == self.max_open:
                 os.close(self._open.popitem(last=False)[1])
@@ -256,14 +256,15 @@ class ShardReader:
 
 @DATASETS.register_module()
 class ShardDataset(CaptionedDataset):
-    """Pictures and captions in tar shards (webdataset layout), at random through an index.
+    """Pictures and captions in tar shards (webdataset layout), in any order through an index.
 
-    Samples are ``dict(img_bytes, img_path, captions, text)``, img_path being the shard and the picture's offset in it.
-    `shard_sizes` lets ``ResumableSampler(shards_per_block=...)`` shuffle shards and then within blocks.
+    Samples are ``dict(img_bytes, img_path, captions, text)``, where ``img_path`` is the shard and the picture's offset
+    in it. `shard_sizes` lets ``ResumableSampler(shards_per_block=...)`` shuffle the shards and then the pairs within
+    blocks.
 
     Args:
         data_root: the folder of the shards.
-        index: the file that ``tools/build_shard_index.py`` made of them.
+        index: the file that ``tools/build_shard_index.py`` made from them.
         kwargs: `CaptionedDataset`'s arguments, `pipeline`, `max_damaged` and `caption_key` among them.
     """
 
@@ -276,7 +277,7 @@ class ShardDataset(CaptionedDataset):
             if size != shard.size:
                 state = 'is missing' if size is None else f'has {size} bytes, not {shard.size}'
                 raise ValueError(
-                    f'shard {path!r} {state}; {self.index.path!r} was built from other shards, build it again'
+                    f'shard {path!r} {state}; the index {self.index.path!r} is out of date, build it again'
                 )
         self.shard_sizes = np.array([shard.num_pairs for shard in self.index.shards])
         self.fingerprint = self.index.fingerprint

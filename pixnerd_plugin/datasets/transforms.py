@@ -1,7 +1,7 @@
-"""Transforms, mmcv style: a dict in, the dict out, the picture in ``results['img']``, (H, W, 3) uint8 RGB.
+"""Transforms in mmcv's style: a dict in, the dict out, with the image in ``results['img']``, (H, W, 3) uint8 RGB.
 
-mmcv's own transforms (RandomFlip, RandomGrayscale, ...) can stand anywhere between `LoadRGB` and `PackInputs`.
-What is random draws from numpy's global generator, as in mmcv; the dataset seeds it for each visit.
+mmcv's own transforms (RandomFlip, RandomGrayscale, ...) can go anywhere between `LoadRGB` and `PackInputs`. Random
+transforms draw from numpy's global generator, as in mmcv; the dataset seeds it for each visit.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .faults import DamagedPicture
 def adm_center_crop(picture: Image.Image, size: int) -> Image.Image:
     """Resize the short side to `size` and crop the centre square, as ADM does (Dhariwal and Nichol, 2021).
 
-    Box filters halve the picture while its short side is at least twice `size`; a bicubic one does the rest.
+    A box filter halves the image while its short side is at least twice `size`; a bicubic filter does the rest.
     """
     while min(picture.size) >= 2 * size:
         picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
@@ -34,7 +34,7 @@ def adm_center_crop(picture: Image.Image, size: int) -> Image.Image:
 
 
 def resize_center_crop(picture: Image.Image, height: int, width: int) -> Image.Image:
-    """Resize with an antialiased bilinear filter until (height, width) is just covered, and crop its centre."""
+    """Resize with an antialiased bilinear filter so that it just covers (height, width), and crop the centre."""
     scale = max(width / picture.width, height / picture.height)
     covering = max(width, int(picture.width * scale)), max(height, int(picture.height * scale))
     picture = _resize(picture, *covering, Image.Resampling.BILINEAR)
@@ -43,9 +43,9 @@ def resize_center_crop(picture: Image.Image, height: int, width: int) -> Image.I
 
 
 def _resize(picture: Image.Image, width: int, height: int, resample: Image.Resampling) -> Image.Image:
-    # One row of 20000 pixels would become 4 GB before its centre is cut out.
+    # A single row of 20000 pixels would grow to 4 GB before the crop.
     if Image.MAX_IMAGE_PIXELS and width * height > Image.MAX_IMAGE_PIXELS:
-        raise DamagedPicture(f'{picture.width}x{picture.height} is too elongated: resized it is {width}x{height}')
+        raise DamagedPicture(f'{picture.width}x{picture.height} is too elongated: resized, it is {width}x{height}')
     return picture.resize((width, height), resample)
 
 
@@ -58,7 +58,7 @@ def _picture(results: dict[str, Any]) -> Image.Image:
 
 
 def _with_picture(results: dict[str, Any], picture: Image.Image) -> dict[str, Any]:
-    # A copy, because an array over Pillow's memory is read-only, and others' transforms may write to it.
+    # A copy, because an array over Pillow's memory is read-only, and other transforms may write to it.
     results['img'] = np.array(picture)
     results['img_shape'] = results['img'].shape[:2]
     return results
@@ -66,30 +66,30 @@ def _with_picture(results: dict[str, Any], picture: Image.Image) -> dict[str, An
 
 def _positive(size: int) -> int:
     if not isinstance(size, int) or size <= 0:
-        raise ValueError(f'size is a positive number of pixels, not {size!r}')
+        raise ValueError(f'size={size!r} must be a positive integer, in pixels')
     return size
 
 
 class Transform(ABC):
-    """A step of a data pipeline, in mmcv's convention; mmcv's own transforms go into the same pipelines."""
+    """A step of a data pipeline, with mmcv's interface, so that both can be mixed."""
 
     def __call__(self, results: dict) -> dict | None:
         return self.transform(results)
 
     @abstractmethod
     def transform(self, results: dict) -> dict | None:
-        """Change the dict of one sample and return it, or None to leave the sample out."""
+        """Change the dict of one sample and return it, or return None to skip the sample."""
 
 
 @TRANSFORMS.register_module()
 class LoadRGB(Transform):
-    """Decode ``results['img_bytes']`` if present, else the file ``results['img_path']``, to RGB; any mode Pillow reads.
+    """Decode ``results['img_bytes']`` if present, else the file ``results['img_path']``, to RGB; any mode of Pillow's.
 
     Args:
-        exif_orientation: turn the picture as its EXIF tag says. ADM's reference statistics were made without.
+        exif_orientation: rotate the image as its EXIF tag says. ADM's reference statistics were made without.
 
     Raises:
-        DamagedPicture: the picture cannot be decoded.
+        DamagedPicture: if the image cannot be decoded.
     """
 
     def __init__(self, exif_orientation: bool = True):
@@ -136,12 +136,12 @@ class RandomCropResize(Transform):
 
     Args:
         size: side of the result in pixels.
-        min_scale: smallest side of the square as a share of the picture's short side, in (0, 1].
+        min_scale: minimum side of the square, as a share of the image's short side, in (0, 1].
     """
 
     def __init__(self, size: int, min_scale: float = 0.8):
         if not 0 < min_scale <= 1:
-            raise ValueError(f'min_scale is a share in (0, 1], not {min_scale}')
+            raise ValueError(f'min_scale={min_scale} must be a share in (0, 1]')
         self.size, self.min_scale = _positive(size), min_scale
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
@@ -154,7 +154,7 @@ class RandomCropResize(Transform):
 
 @TRANSFORMS.register_module()
 class RandomCaption(Transform):
-    """Choose ``results['text']`` among ``results['captions']``, anew at each visit. Without it, text is the first."""
+    """Choose ``results['text']`` at random from ``results['captions']``; without this, it is the first."""
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         captions = results['captions']
@@ -164,10 +164,13 @@ class RandomCaption(Transform):
 
 @TRANSFORMS.register_module()
 class PackInputs(Transform):
-    """End a pipeline: ``dict(inputs=uint8 (3, H, W) RGB, data_samples={key: value})``.
+    """The end of a pipeline: ``dict(inputs=uint8 (3, H, W) RGB, data_samples={key: value})``.
 
     Args:
-        keys: entries handed on in `data_samples` where they exist.
+        keys: entries to put into `data_samples`, if the sample has them.
+
+    Raises:
+        ValueError: if the image is not (H, W, 3) uint8.
     """
 
     def __init__(self, keys: Sequence[str] = ('label', 'text', 'text_embeds', 'sample_idx')):
@@ -176,19 +179,22 @@ class PackInputs(Transform):
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         img = results['img']
         if img.dtype != np.uint8 or img.ndim != 3 or img.shape[2] != 3:
-            raise ValueError(f'PackInputs takes an (H, W, 3) uint8 picture, not {img.shape} {img.dtype}')
+            raise ValueError(f'PackInputs needs an (H, W, 3) uint8 image, got {img.shape} {img.dtype}')
         inputs = torch.from_numpy(np.array(img.transpose(2, 0, 1), order='C'))
         return dict(inputs=inputs, data_samples={key: results[key] for key in self.keys if key in results})
 
 
 @TRANSFORMS.register_module()
 class LoadTextEmbedding(Transform):
-    """Add the stored embedding of the caption in ``text``, for training without running the text encoder.
+    """Add the stored embedding of the caption ``text`` as ``text_embeds`` (max_length, dim).
 
-    Required keys: ``text``. Added keys: ``text_embeds``, a tensor (max_length, dim).
+    Training then does not run the text encoder.
 
     Args:
-        folder: What ``tools/precompute_text.py`` wrote.
+        folder: folder that ``tools/precompute_text.py`` wrote.
+
+    Raises:
+        FileNotFoundError: if the folder has no embeddings.
     """
 
     def __init__(self, folder: str):

@@ -1,9 +1,8 @@
-"""Which visit of a run a sample belongs to, and randomness that depends on nothing else.
+"""Visits: which one a sample belongs to, and randomness that depends on nothing else.
 
 A training run is an endless sequence of visits, numbered from 0 over all ranks. The sampler sends the dataset a
-`Visit`: the index of a picture and the entropy of this visit. Whatever the transforms draw then depends on the visit
-alone, not on the worker, the rank or the time of the last restart, so a resumed run draws what the uninterrupted one
-would have.
+`Visit`: the index of a sample and the entropy of this visit. Whatever the transforms draw then depends on the visit
+alone, not on the worker, the rank or the last restart. So a resumed run draws the same as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import torch
 
 
 class Visit(int):
-    """An index into a dataset, usable wherever an int is, that carries the visit's `entropy` (a tuple of ints ≥ 0)."""
+    """An index into a dataset, usable like an int, that carries the visit's `entropy` (a tuple of ints ≥ 0)."""
 
     entropy: tuple[int, ...]
 
@@ -32,11 +31,11 @@ class Visit(int):
 
 @contextmanager
 def seeded(entropy: tuple[int, ...]) -> Iterator[None]:
-    """Seed Python's, numpy's and torch's global CPU generators from `entropy`, and restore them on leaving.
+    """Seed Python's, numpy's and torch's global CPU generators from `entropy`, and restore them on exit.
 
-    mmcv's transforms draw from numpy's global generator; without workers that is also the training loop's.
+    mmcv's transforms draw from numpy's global generator, which without workers is also the training loop's.
     """
-    # torch.manual_seed would reseed the GPUs as well, whose streams belong to the model.
+    # torch.manual_seed would also reseed the GPUs, whose streams belong to the model.
     generator = torch.default_generator
     states = random.getstate(), np.random.get_state(), generator.get_state()
     words = np.random.SeedSequence(entropy).generate_state(3).tolist()

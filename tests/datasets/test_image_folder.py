@@ -127,7 +127,7 @@ def test_errors_of_a_transform_are_not_taken_for_damage(class_folder):
 
 
 def test_a_share_outside_0_to_1_is_refused(class_folder):
-    with pytest.raises(ValueError, match=r'max_damaged is a share in \[0, 1\], not 2'):
+    with pytest.raises(ValueError, match=r'max_damaged=2 must be a share in \[0, 1\]'):
         image_folder(class_folder, max_damaged=2)
 
 
@@ -194,7 +194,7 @@ def test_digits_have_a_fixed_split_and_any_size():
 
 @pytest.mark.parametrize('wrong', [dict(size=4), dict(split='val')])
 def test_wrong_digits_are_refused(wrong):
-    with pytest.raises(ValueError, match=r'size is|split is'):
+    with pytest.raises(ValueError, match=r"size=4 must be|split='val' must be"):
         DATASETS.build(dict(type='DigitsDataset', **wrong))
 
 

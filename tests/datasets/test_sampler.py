@@ -79,9 +79,9 @@ def test_blocks_read_few_shards_at_a_time():
     ('dataset', 'wrong', 'message'),
     [
         ([], dict(), 'the dataset is empty'),
-        ([1], dict(seed=-1), 'seed is an integer of at least 0, not -1'),
+        ([1], dict(seed=-1), 'seed=-1 must be at least 0'),
         ([1], dict(shards_per_block=1), 'list has no shard_sizes'),
-        (Shards([1]), dict(shards_per_block=0), 'at least 1 or None, not 0'),
+        (Shards([1]), dict(shards_per_block=0), 'shards_per_block=0 must be at least 1, or None'),
     ],
 )
 def test_wrong_arguments_are_refused(dataset, wrong, message):
