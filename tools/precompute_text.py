@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,9 @@ import torch
 from tqdm import tqdm
 
 from pixnerd_plugin.cli import one_line_errors
-from pixnerd_plugin.datasets.captions import parse_captions
 from pixnerd_plugin.datasets.image_folder import CaptionFolder
 from pixnerd_plugin.datasets.shards import ShardDataset
+from pixnerd_plugin.formats.text_file import read_lines
 from pixnerd_plugin.models.conditioners import Qwen3TextEncoder
 from pixnerd_plugin.models.conditioners.embedding_store import TextEmbeddingStore, caption_key
 
@@ -61,13 +62,8 @@ def read_captions(source: Path, index: str | None, caption_key: str) -> Iterator
         for number in tqdm(range(len(pictures)), 'reading captions', unit='picture', disable=None):
             yield from pictures.captions(number)
         print(f'{source}: {pictures.num_uncaptioned} of {len(pictures)} pictures without a caption')
-    elif source.is_file():
-        try:
-            yield from parse_captions(source.read_bytes(), '.txt')
-        except ValueError as error:
-            raise ValueError(f'{source}: {error}') from None
     else:
-        raise FileNotFoundError(f'{source} is neither a folder of captioned pictures nor a file of prompts')
+        yield from read_lines(source, 'prompts, one a line')
 
 
 def default_device() -> str:
@@ -92,7 +88,8 @@ def main() -> None:
     todo = [text for text in own if text not in store]
 
     name = f'text-{args.shard:04d}-of-{args.num_shards:04d}'
-    number = 1 + max((int(shard.stem[-6:]) for shard in store.shards if shard.name.startswith(name)), default=-1)
+    numbers = [re.fullmatch(rf'{name}-(\d{{6}})', shard.stem) for shard in store.shards]
+    number = 1 + max((int(match[1]) for match in numbers if match), default=-1)
     if todo:
         encoder.null(1)  # loads the weights, which has a progress bar of its own
     hidden = 'RANK' in os.environ and args.shard > 0

@@ -255,14 +255,9 @@ def make_jobs(args: argparse.Namespace, pipe, wanted: list[str], seeds: list[int
 
 def read_prompts(path: str) -> list[str]:
     """The lines of a UTF-8 file that are not blank."""
-    try:
-        lines = Path(path).read_text(encoding='utf-8-sig').split('\n')
-    except UnicodeDecodeError as error:
-        raise ValueError(f'--prompts {path}: byte {error.start} is not UTF-8; save the file as UTF-8') from None
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise ValueError(f'--prompts {path}: the file has no prompts; write one a line')
-    return prompts
+    from pixnerd_plugin.formats.text_file import read_lines
+
+    return read_lines(path, 'prompts, one a line')
 
 
 def digest(net) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pixnerd_plugin.formats.text_file import parse_json
+from pixnerd_plugin.formats.plain_file import parse_json
 
 from .base import PictureDataset, log_fault
 from .faults import Tally

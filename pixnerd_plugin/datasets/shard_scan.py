@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from pixnerd_plugin.formats.text_file import require_file
+from pixnerd_plugin.formats.plain_file import require_file
 
 from .captions import CAPTION_SUFFIXES, MAX_CAPTION_BYTES, parse_captions
 from .decode import MAX_PICTURE_BYTES
@@ -37,7 +38,7 @@ def scan_shard(path: str, caption_key: str = 'caption') -> tuple[np.ndarray, lis
     Returns:
         Pairs (N,) of dtype `PAIR` in the order of the shard, and the problems.
     """
-    require_file(path, 'shard')
+    require_file(Path(path), 'shard')
     problems: list[Problem] = []
     members: dict[str, dict[str, Member]] = {}
     for member in _regular_members(path, problems):

@@ -16,14 +16,15 @@ import os
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterable
-from pathlib import PureWindowsPath
+from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from pixnerd_plugin.formats.atomic import atomic_path
+from pixnerd_plugin.formats.plain_file import require_file
 from pixnerd_plugin.formats.schema import Rule, check_table, integer, naming, sequence, text
-from pixnerd_plugin.formats.text_file import parse_table, require_file
+from pixnerd_plugin.formats.text_file import parse_table
 from pixnerd_plugin.registry import DATASETS
 
 from .base import digest
@@ -125,7 +126,7 @@ class ShardIndex:
         self._rebuild = 'build it with tools/build_shard_index.py'
         if not os.path.exists(path):
             raise FileNotFoundError(f'there is no shard index {path!r}; {self._rebuild}')
-        require_file(path, 'shard index')
+        require_file(Path(path), 'shard index')
         try:
             footer = self._read_footer()
         except ValueError as error:

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from pixnerd_plugin.formats.atomic import atomic_path
 from pixnerd_plugin.formats.lazy import Tensors, require_finite
+from pixnerd_plugin.formats.plain_file import require_file
 from pixnerd_plugin.formats.safetensors_file import open_safetensors
 from pixnerd_plugin.formats.schema import integer, naming, number, sequence, text
-from pixnerd_plugin.formats.text_file import parse_table, require_file
+from pixnerd_plugin.formats.text_file import parse_table
 from pixnerd_plugin.models.frozen import FrozenModel
 from pixnerd_plugin.registry import MODELS
 
@@ -113,7 +114,8 @@ def _open(path: str | Path) -> tuple[dict[str, Any], Tensors]:
     path = Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(f'classifier {path} does not exist; train one with tools/train_classifier.py')
-    tensors, metadata = open_safetensors(require_file(path, 'classifier'))
+    require_file(path, 'classifier')
+    tensors, metadata = open_safetensors(path)
     if METADATA_KEY not in metadata:
         raise ValueError(f'{path} is no classifier of tools/train_classifier.py')
     with naming(f'{path} is no classifier of tools/train_classifier.py'):

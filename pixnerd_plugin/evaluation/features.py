@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from functools import partial
@@ -12,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pixnerd_plugin.formats.plain_file import read_json
+from pixnerd_plugin.formats.schema import integer
 from pixnerd_plugin.models.frozen import FrozenModel, find_pretrained
 from pixnerd_plugin.registry import MODELS
 
@@ -80,7 +81,9 @@ class DINOv2Features(FeatureExtractor):
         from pixnerd_plugin.models.teachers.dinov2 import MODEL_TYPES, load_dinov2
 
         folder = find_pretrained(model, MODEL_TYPES, 'facebook/dinov2-large')
-        self.dim = json.loads((folder / 'config.json').read_text(encoding='utf-8'))['hidden_size']
+        config = folder / 'config.json'
+        self.dim = read_json(config).get('hidden_size')
+        integer(1, 2**14).check(f'{config}: hidden_size', self.dim)
         self.size = size
         self.network = FrozenModel(partial(load_dinov2, folder, torch.float32))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import io
-import pickle
 import sys
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from pixnerd_plugin.registry import MODELS
 from .features import FeatureExtractor, Features
 
 WEIGHTS = 'pt_inception-2015-12-05-6726825d.pth'
+MAX_BYTES = 2**28  # it has 95 MB
 
 
 @MODELS.register_module()
@@ -46,6 +46,8 @@ class InceptionFeatures(FeatureExtractor):
                 f'Inception weights {weights} do not exist: get {WEIGHTS} (release v0.2.0 of torch-fidelity has it as '
                 'weights-inception-2015-12-05-6726825d.pth) and name it by PIXNERD_INCEPTION'
             )
+        if (size := Path(weights).stat().st_size) > MAX_BYTES:
+            raise ValueError(f'{weights} has {size} bytes, and is not {WEIGHTS}')
         import_network()
         self.network = FrozenModel(partial(_load, weights))
 
@@ -87,7 +89,8 @@ def import_network() -> ModuleType:
 def _load(weights: str | Path) -> nn.Module:
     try:
         state = torch.load(weights, map_location='cpu', weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    # What a malformed pickle makes of torch's unpickler, a machine with a stack, is any error there is.
+    except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f'{weights} is damaged or not {WEIGHTS}: {reason}') from None
     # torch-fidelity reads a file without weights_only; it gets what was read with, written again.

@@ -17,8 +17,8 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
+from pixnerd_plugin.formats.plain_file import require_file
 from pixnerd_plugin.formats.schema import check_table, integer, one_of, sequence, text
-from pixnerd_plugin.formats.text_file import require_file
 from pixnerd_plugin.formats.zip_archive import check_directory_size
 
 # ADM's files have at most 5 arrays; a header has about 120 bytes.
@@ -145,7 +145,8 @@ def open_npz(path: str | Path) -> Iterator[Npz]:
     Raises:
         FileNotFoundError, ValueError: it is absent, cut short or none.
     """
-    path = require_file(path, 'npz')
+    path = Path(path)
+    require_file(path, 'npz')
     with open(path, 'rb') as file:
         try:
             check_directory_size(file, MAX_DIRECTORY)

@@ -54,7 +54,7 @@ class SampleStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.folder)
         if self.description.is_file():
-            text = read_text(self.description, 'the description of samples')
+            text = read_text(self.description, 'description of samples')
             other = parse_table(f'{self.description}', text, _DESCRIPTION, _DESCRIPTION)['run']
             different = sorted(key for key in {*other, *self.run} if other.get(key) != self.run.get(key))
             if different and not self.overwrite:

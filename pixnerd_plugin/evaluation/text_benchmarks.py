@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,34 @@ import numpy as np
 from PIL import Image
 
 from pixnerd_plugin.formats.atomic import atomic_path, remove_leftovers
+from pixnerd_plugin.formats.plain_file import parse_json
+from pixnerd_plugin.formats.schema import Rule, naming, one_of, shown, text
+from pixnerd_plugin.formats.text_file import parse_table, read_text
 from pixnerd_plugin.images import image_grid, save_png
 
 GENEVAL_TASKS = ('single_object', 'two_object', 'counting', 'colors', 'position', 'color_attr')
 DPG_CATEGORIES = ('global', 'entity', 'attribute', 'relation', 'other')
 PICTURES_PER_PROMPT = 4
 RUN = 'run.json'
+
+# GenEval's own file has 70 KB, and its results 1 MB; a prompt of DPG-Bench 1 KB.
+MAX_FILE, MAX_PROMPT = 2**26, 2**16
+MAX_LINE = 2**20
+
+
+def _is_name(name: Any) -> bool:
+    """Whether this is a file name, and no path that leads elsewhere."""
+    return type(name) is str and 0 < len(name) <= 255 and name not in ('.', '..') and not set(name) & set('/\\\0:')
+
+
+_TABLE = Rule('a table', lambda value: type(value) is dict)
+_NAMES = Rule(
+    'a table of prompts by file name',
+    lambda value: (
+        type(value) is dict and all(map(_is_name, value)) and all(type(text) is str for text in value.values())
+    ),
+)
+_RUN = dict(run=_TABLE, prompts=_NAMES)
 
 
 @dataclass(frozen=True)
@@ -56,16 +79,9 @@ def read_geneval_prompts(path: str | Path) -> list[Prompt]:
         raise FileNotFoundError(
             f"GenEval's prompts {path} do not exist; they are prompts/evaluation_metadata.jsonl of it"
         )
-    prompts: list[Any] = []
-    for number, line in enumerate(Path(path).read_text(encoding='utf-8').splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            metadata = json.loads(line)
-            prompts.append(Prompt(f'{len(prompts):05d}', metadata['prompt'], metadata))
-            metadata['tag']
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f'{path}, line {number}: not a JSON object with prompt and tag ({error})') from None
+    prompts: list[Prompt] = []
+    for entry in _json_lines(path, "GenEval's prompts", dict(prompt=text(MAX_PROMPT), tag=text(100))):
+        prompts.append(Prompt(f'{len(prompts):05d}', entry['prompt'], entry))
     if not prompts:
         raise ValueError(f'{path} has no prompts')
     return prompts
@@ -84,13 +100,31 @@ def read_dpg_prompts(folder: str | Path) -> list[Prompt]:
         )
     prompts = []
     for path in paths:
-        text = ' '.join(path.read_text(encoding='utf-8').split())
-        if not text:
+        prompt = ' '.join(read_text(path, 'prompt', MAX_PROMPT).split())
+        if not prompt:
             raise ValueError(f'{path} is empty')
         if '.' in path.stem:
             raise ValueError(f"{path}: DPG-Bench's scorer takes a name up to its first point; rename it")
-        prompts.append(Prompt(path.stem, text))
+        prompts.append(Prompt(path.stem, prompt))
     return prompts
+
+
+def _json_lines(path: str | Path, what: str, rules: Mapping[str, Rule]) -> Iterator[dict[str, Any]]:
+    """The objects of a file of JSON lines; each has the entries of ``rules``."""
+    for number, line in enumerate(read_text(path, what, MAX_FILE).splitlines(), start=1):
+        if not line.strip():
+            continue
+        with naming(f'{path}, line {number}: not a JSON object with {" and ".join(rules)}'):
+            if len(line) > MAX_LINE:
+                raise ValueError(f'it has {len(line)} characters')
+            entry = parse_json(line)
+            if type(entry) is not dict:
+                raise ValueError(f'it is {shown(entry)}')
+            if absent := [name for name in rules if name not in entry]:
+                raise ValueError(f'it has no {absent[0]}')
+            for name, rule in rules.items():
+                rule.check(name, entry[name])
+        yield entry
 
 
 def claim(out: Path, run: dict[str, Any], prompts: list[Prompt], overwrite: bool = False) -> None:
@@ -108,7 +142,8 @@ def claim(out: Path, run: dict[str, Any], prompts: list[Prompt], overwrite: bool
     description = out / RUN
     names = {prompt.name: prompt.text for prompt in prompts}
     if description.is_file():
-        before = json.loads(description.read_text(encoding='utf-8'))
+        content = read_text(description, 'description of a run', MAX_FILE)
+        before = parse_table(str(description), content, _RUN, _RUN, MAX_FILE)
         changed = sorted(key for key in {*run, *before['run']} if run.get(key) != before['run'].get(key))
         if not changed and any(names.get(name) != text for name, text in before['prompts'].items()):
             changed = ['the list of prompts']
@@ -195,14 +230,9 @@ def read_geneval_scores(path: str | Path) -> dict[str, float]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"GenEval's results {path} do not exist; its evaluation/evaluate_images.py writes them")
     correct: dict[str, list[bool]] = {}
-    for number, line in enumerate(Path(path).read_text(encoding='utf-8').splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            correct.setdefault(entry['tag'], []).append(bool(entry['correct']))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f'{path}, line {number}: not a result of GenEval ({error})') from None
+    rules = dict(tag=text(100), correct=one_of(True, False))
+    for entry in _json_lines(path, 'results of GenEval', rules):
+        correct.setdefault(entry['tag'], []).append(entry['correct'])
     absent = [task for task in GENEVAL_TASKS if task not in correct]
     if absent:
         raise ValueError(f'{path} has no pictures of the task {absent[0]}; score all prompts')
@@ -218,12 +248,12 @@ def read_dpg_scores(path: str | Path) -> dict[str, float]:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"DPG-Bench's results {path} do not exist; its compute_dpg_bench.py writes them")
-    text = Path(path).read_text(encoding='utf-8')
-    average = re.findall(r'^DPG-Bench score: ([\d.]+)', text, re.MULTILINE)
-    level = re.findall(r'^L1 category scores:\n((?:\t.*\n)+)', text, re.MULTILINE)
+    summary = read_text(path, 'results of DPG-Bench', MAX_FILE)
+    average = re.findall(r'^DPG-Bench score: (\d+\.?\d*)', summary, re.MULTILINE)
+    level = re.findall(r'^L1 category scores:\n((?:\t.*\n)+)', summary, re.MULTILINE)
     if not average or not level:
         raise ValueError(f'{path} has no summary at its end; has the scorer ended?')
-    found = {name.lower(): float(value) for name, value in re.findall(r'\t([\w ]+): ([\d.]+)', level[-1])}
+    found = {name.lower(): float(value) for name, value in re.findall(r'\t([\w ]+): (\d+\.?\d*)', level[-1])}
     absent = [category for category in DPG_CATEGORIES if category not in found]
     if absent:
         raise ValueError(f'{path} has no score of the category {absent[0]}; score all prompts')

@@ -1,77 +1,66 @@
-"""Texts and JSON from files: of a bounded size, and from regular files alone, which pipes and devices are not."""
+"""Texts and tables in files: of a bounded size, in UTF-8, and what their schema says."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .schema import Rule, check_table, naming, shown
+from .plain_file import require_file
+from .schema import Rule, check_table, shown
 
 # Read as JSON, a text takes up to 30 times its size.
 MAX_TEXT = 4 * 2**20
-
-
-def require_file(path: str | os.PathLike[str], what: str) -> Path:
-    """Return ``path``.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is a folder, or a pipe or device, which may have no end.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f'{what} {path} does not exist')
-    if not path.is_file():
-        raise ValueError(f'{what} {path} is no file but a {"folder" if path.is_dir() else "pipe or a device"}')
-    return path
 
 
 def read_text(path: str | os.PathLike[str], what: str, limit: int = MAX_TEXT) -> str:
     """The text of a UTF-8 file of at most ``limit`` bytes, without a byte order mark.
 
     Raises:
-        FileNotFoundError, ValueError: it is absent, no regular file, too long, or not UTF-8.
+        FileNotFoundError, ValueError: it is absent, no plain file, too long, or not UTF-8.
     """
-    path = require_file(path, what)
+    path = Path(path)
+    require_file(path, what)
     with open(path, 'rb') as file:
         encoded = file.read(limit + 1)
     if len(encoded) > limit:
-        raise ValueError(f'{what} {path} has more than {limit} bytes')
+        raise ValueError(f'{path}: it has more than {limit} bytes, and is to be a {what}')
     try:
         return encoded.decode('utf-8-sig')
     except UnicodeDecodeError as error:
-        raise ValueError(f'{what} {path}: byte {error.start} is not UTF-8; save it as UTF-8') from None
+        raise ValueError(f'{path}: byte {error.start} is not UTF-8; save the file as UTF-8') from None
 
 
-def parse_json(text: str, limit: int = MAX_TEXT) -> Any:
-    """What a JSON text says, as the standard has it: no ``NaN``, and no name twice in a table.
+def read_lines(path: str | os.PathLike[str], what: str, limit: int = 2**28) -> list[str]:
+    """The lines of a text file that are not blank, without the space around them.
 
     Raises:
-        ValueError: if it is not JSON, or too long or too deep to be read.
+        FileNotFoundError, ValueError: as :func:`read_text`, or there is none.
     """
-    if len(text) > limit:
-        raise ValueError(f'it has {len(text)} characters of JSON, more than {limit}')
-    try:
-        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
-    except RecursionError:
-        raise ValueError('its JSON is nested too deeply') from None
-    except ValueError as error:
-        raise ValueError(f'not readable as JSON: {error}') from None
+    lines = [line.strip() for line in read_text(path, f'file of {what}', limit).split('\n')]
+    if not any(lines):
+        raise ValueError(f'{path}: it has no {what}')
+    return [line for line in lines if line]
 
 
 def parse_table(
     what: str, text: str, rules: Mapping[str, Rule], required: Iterable[str] = (), limit: int = MAX_TEXT
 ) -> dict[str, Any]:
-    """A JSON object whose entries keep ``rules``, with all that are ``required``.
+    """A JSON object whose entries keep ``rules``, with all that are ``required``, each once.
 
     Raises:
-        ValueError: if it is none; the message names the entry.
+        ValueError: if it is none; the message names ``what`` and the entry.
     """
-    with naming(what):
-        table = parse_json(text, limit)
+    if len(text) > limit:
+        raise ValueError(f'{what} has {len(text)} characters, more than {limit}')
+    try:
+        table = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        reason = 'nested too deeply' if isinstance(error, RecursionError) else ' '.join(str(error).split())[:200]
+        raise ValueError(f'{what} is not JSON ({reason})') from None
     check_table(what, table, rules)
     for name in required:
         if name not in table:
@@ -82,9 +71,8 @@ def parse_table(
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) != len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise ValueError(f'{shown(twice)} is there twice')
+        counts = Counter(name for name, _ in pairs)
+        raise ValueError(f'{shown(counts.most_common(1)[0][0])} is there twice')
     return table
 
 

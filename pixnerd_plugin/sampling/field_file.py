@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pixnerd_plugin.formats.lazy import LazyTensor, Tensors
+from pixnerd_plugin.formats.lazy import LazyTensor, Tensors, require_finite
 from pixnerd_plugin.formats.parts import build_part
+from pixnerd_plugin.formats.plain_file import require_file
 from pixnerd_plugin.formats.safetensors_file import open_safetensors, write_safetensors
 from pixnerd_plugin.formats.schema import Rule, integer, naming, sequence
-from pixnerd_plugin.formats.text_file import parse_table, require_file
+from pixnerd_plugin.formats.text_file import parse_table
 
 METADATA_KEY = 'pixnerd_field'
 
@@ -59,7 +60,7 @@ class StoredTokens(Sequence[Tensor]):
             return [self[i] for i in range(*index.indices(len(self)))]
         if _identity(self.path) != self.identity:
             raise ValueError(f'{self.path} has changed since it was opened; load it again')
-        return _read_finite(f'{self.path}: its patch vectors of evaluation {index}', self.stored[index])
+        return require_finite(f'{self.path}: its patch vectors of evaluation {index}', self.stored[index].read())
 
 
 def write_field(path: str | Path, field: Any) -> None:
@@ -86,15 +87,17 @@ def read_field(path: str | Path) -> dict[str, Any]:
         FileNotFoundError: if there is no such file.
         ValueError: if it is not a field trajectory, or damaged, or asks for anything but our own registered parts.
     """
-    path = require_file(path, 'field trajectory')
+    path = Path(path)
+    require_file(path, 'field trajectory')
     tensors, metadata = open_safetensors(path)
     if METADATA_KEY not in metadata:
         raise ValueError(f'{path}: not a field trajectory; one is written by sampling with record_field=True')
     with naming(f'{path}: a damaged field trajectory, to be sampled and saved again'):
         description = parse_table('its description', metadata[METADATA_KEY], _RULES, _RULES)
         head, sampler = _check(description, tensors)
-    noise = _read_finite(f'{path}: its noise', tensors['noise'])
-    weights = {name: _read_finite(f'{path}: head.{name}', tensors[f'head.{name}']) for name in head.state_dict()}
+    noise = require_finite(f'{path}: its noise', tensors['noise'].read())
+    stored_head = {name: tensors[f'head.{name}'] for name in head.state_dict()}
+    weights = {name: require_finite(f'{path}: head.{name}', tensor.read()) for name, tensor in stored_head.items()}
     head.load_state_dict(weights, assign=True)
     stored = [tensors[name] for name in sorted(tensors) if name.startswith('tokens.')]
     tokens: Sequence[Tensor] = StoredTokens(path, stored)
@@ -174,14 +177,6 @@ def _check_weights(head: nn.Module, weights: Tensors) -> None:
     dtypes = {tensor.dtype for tensor in weights.values()}
     if len(dtypes) != 1 or not dtypes <= set(_FLOATS):
         raise ValueError(f'its head is of {", ".join(sorted(map(str, dtypes)))}, not of one floating-point type')
-
-
-def _read_finite(name: str, tensor: LazyTensor) -> Tensor:
-    value = tensor.read()
-    # The extremes are NaN where anything is, and take no memory, which isfinite() does.
-    if value.numel() and not all(extreme.isfinite() for extreme in value.aminmax()):
-        raise ValueError(f'{name} holds NaN or infinite values')
-    return value
 
 
 def _name(evaluation: int) -> str:

@@ -53,7 +53,7 @@ def test_dpg_scores_come_from_the_last_summary(tmp_path):
     ('read', 'text', 'message'),
     [
         (read_geneval_scores, '{"tag": "counting", "correct": true}\n', 'no pictures of the task single_object'),
-        (read_geneval_scores, 'nonsense\n', 'line 1: not a result of GenEval'),
+        (read_geneval_scores, 'nonsense\n', 'line 1: not a JSON object with tag and correct'),
         (read_dpg_scores, DPG.split('Image path')[0], 'no summary at its end'),
         (read_dpg_scores, DPG.replace('\tglobal: 80.5\n', ''), 'no score of the category global'),
         (read_geneval_prompts, '{"tag": "colors"}\n', 'line 1: not a JSON object with prompt and tag'),

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from pixnerd_plugin.formats.atomic import atomic_path
 from pixnerd_plugin.formats.lazy import Span, Tensors
+from pixnerd_plugin.formats.plain_file import require_file
 from pixnerd_plugin.formats.safetensors_file import open_safetensors
 from pixnerd_plugin.formats.schema import check_table, integer, naming, text
-from pixnerd_plugin.formats.text_file import require_file
 
 KEY_BYTES = 16
 
@@ -117,7 +117,8 @@ class TextEmbeddingStore:
     def _open(self, shard: Path) -> np.ndarray:
         """Check a shard, and return the digests in it."""
         with naming(f'{shard} is not a shard of text embeddings; delete it and run tools/precompute_text.py again'):
-            tensors, settings = open_safetensors(require_file(shard, 'shard'))
+            require_file(shard, 'shard')
+            tensors, settings = open_safetensors(shard)
             rows = _check(tensors, settings)
         if self.settings not in (None, settings):
             raise ValueError(f'{shard} was made with {settings}, the shards before it with {self.settings}')

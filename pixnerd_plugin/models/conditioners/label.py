@@ -40,7 +40,7 @@ class LabelConditioner(Conditioner):
         where = ''
         if isinstance(class_names, (str, Path)):
             where = f'{class_names}: '
-            class_names = read_text(Path(class_names).expanduser(), 'the file of class names').splitlines()
+            class_names = read_text(Path(class_names).expanduser(), 'file of class names').splitlines()
         if class_names is not None:
             _check_names(where, class_names, num_classes)
         self.num_classes = num_classes
