@@ -1,10 +1,13 @@
+import os
 import pickle
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from pixnerd_plugin.datasets.transforms import LoadTextEmbedding
 from pixnerd_plugin.models.conditioners.embedding_store import TextEmbeddingStore
+from tests.limits import limited, refusal
 
 SETTINGS = {'max_length': '4'}
 
@@ -62,3 +65,75 @@ def test_a_damaged_or_foreign_shard_is_named(folder):
 
 def test_writing_leaves_no_temporary_files(folder):
     assert sorted(path.name for path in folder.iterdir()) == [f'part-{shard}.safetensors' for shard in range(3)]
+
+
+def shard(change):
+    """The tensors and the metadata of a shard of three captions, as ``change`` leaves them."""
+    tensors = dict(embeds=torch.zeros(3, 4, 2, dtype=torch.bfloat16), keys=torch.zeros(3, 16, dtype=torch.uint8))
+    settings = dict(model='Qwen3-1.7B', max_length='4', dtype='bfloat16')
+    change(tensors, settings)
+    return tensors, settings
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda t, s: t.pop('embeds'), '1 tensors, and not embeds and keys alone'),
+        (lambda t, s: t.pop('keys'), '1 tensors, and not embeds and keys alone'),
+        (lambda t, s: t.update(more=torch.zeros(1)), '3 tensors'),
+        (lambda t, s: t.update(keys=torch.zeros(3, 8, dtype=torch.uint8)), r'keys are \(3, 8\) of torch.uint8'),
+        (lambda t, s: t.update(keys=torch.zeros(3, 16)), 'keys are .* of torch.float32'),
+        (lambda t, s: t.update(keys=torch.zeros((), dtype=torch.uint8)), 'its number of captions=0'),
+        (lambda t, s: t.update(embeds=torch.zeros(2, 4, 2)), r'embeds are \(2, 4, 2\)'),
+        (lambda t, s: t.update(embeds=torch.zeros(3, 8)), r'embeds are \(3, 8\)'),
+        (lambda t, s: t.update(embeds=torch.zeros(3, 4, 2, dtype=torch.int16)), 'of torch.int16'),
+        (lambda t, s: t.update(embeds=torch.zeros(3, 5, 2, dtype=torch.bfloat16)), 'metadata says 4'),
+        (lambda t, s: t.update(embeds=torch.zeros(3, 4, 2)), 'metadata says bfloat16'),
+        (lambda t, s: t.update(embeds=torch.zeros(3, 4, 0)), 'its width=0'),
+        (lambda t, s: s.update(script='os'), "its metadata has an entry 'script'"),
+    ],
+)
+def test_a_shard_of_another_form_is_refused_in_one_line(tmp_path, change, message):
+    tensors, settings = shard(change)
+    save_file(tensors, tmp_path / 'a.safetensors', settings)
+    with pytest.raises(ValueError, match=message) as error:
+        TextEmbeddingStore(tmp_path)
+    assert '\n' not in str(error.value)
+    assert 'a.safetensors' in str(error.value)
+
+
+def test_shards_of_different_widths_are_refused(folder):
+    TextEmbeddingStore(folder).write('part-9', ['x'], torch.zeros(1, 4, 3, dtype=torch.bfloat16), SETTINGS)
+    with pytest.raises(ValueError, match=r'part-9.* has embeddings \(4, 3\).*before it \(4, 2\)'):
+        TextEmbeddingStore(folder)
+
+
+def test_an_embedding_that_is_not_finite_is_named(folder):
+    embeds = torch.tensor([1.0, float('nan')]).expand(2, 4, 2).clone()
+    embeds[0] = 1
+    TextEmbeddingStore(folder).write('part-9', ['fine', 'broken'], embeds.bfloat16(), SETTINGS)
+    store = TextEmbeddingStore(folder)
+    assert store['fine'].shape == (4, 2)
+    with pytest.raises(ValueError, match=r"part-9.*the embedding of 'broken' holds NaN"):
+        store['broken']
+
+
+def test_a_shard_that_is_cut_short_while_it_is_held_does_no_harm(tmp_path):
+    TextEmbeddingStore(tmp_path).write('a', [str(i) for i in range(50)], torch.ones(50, 64, 64), {'max_length': '64'})
+
+    def hold():
+        store = TextEmbeddingStore(tmp_path)
+        held = store['49']
+        os.truncate(tmp_path / 'a.safetensors', 1000)
+        with pytest.raises(ValueError, match='cut short'):
+            store['48']
+        return float(held.sum())
+
+    outcome = limited(hold)
+    assert not outcome.signal, 'it died of SIGBUS'
+    assert outcome.value == 64 * 64
+
+
+def test_pipes_are_not_waited_for(folder):
+    os.mkfifo(folder / 'pipe.safetensors')
+    assert 'not a plain file' in refusal(lambda: TextEmbeddingStore(folder))
