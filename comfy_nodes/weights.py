@@ -16,7 +16,7 @@ from torch import Tensor
 from pixnerd_plugin.checkpoints.architecture import find_architecture
 from pixnerd_plugin.checkpoints.layouts.names import METADATA_TENSOR
 from pixnerd_plugin.checkpoints.layouts.published import from_published, is_published
-from pixnerd_plugin.checkpoints.metadata import METADATA_KEY, parse_metadata
+from pixnerd_plugin.checkpoints.metadata import METADATA_KEY, parse_metadata_tensor
 
 
 def select(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -50,6 +50,6 @@ def describe(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
     text = state_dict.get(prefix + METADATA_TENSOR)
     # On the meta device, so that nothing is copied for the sake of shapes.
     tensors = select({name: tensor.to('meta') for name, tensor in state_dict.items()}, prefix)
-    metadata = {} if text is None else parse_metadata(bytes(text.tolist()).decode())
+    metadata = {} if text is None else parse_metadata_tensor(text)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     return {**metadata, 'architecture': find_architecture(shapes, metadata.get('architecture'))}

@@ -25,6 +25,8 @@ def find_architecture(shapes: Shapes, stored: Mapping[str, Any] | None = None) -
         ValueError: if the tensors are not those of a PixNerd network, or ``stored`` contradicts them.
     """
     architecture = infer_architecture(shapes)
+    check_part({name: value for name, value in architecture.items() if name != 'head'}, 'backbone')
+    check_part(architecture['head'], 'head')
     if stored is None:
         return architecture
     own = {name: value for name, value in stored.items() if name != 'head'}

@@ -15,10 +15,12 @@ from tqdm import tqdm
 
 from pixnerd_plugin.formats.lazy import LazyTensor, Tensors, require_finite
 from pixnerd_plugin.formats.safetensors_file import write_safetensors
+from pixnerd_plugin.formats.safetensors_index import SUFFIX as INDEX
+from pixnerd_plugin.formats.safetensors_index import shards_of
 from pixnerd_plugin.formats.torch_writer import write_torch
 
 from .contents import Contents, open_contents
-from .layouts.lora import layers_of, lora_tensors, merge_lora, read_lora
+from .layouts.lora import lora_tensors, merge_lora, read_lora, shapes_of
 from .layouts.targets import comfyui_tensors, lightning_content, mmengine_content, published_tensors
 from .load import Checkpoint, checkpoint_of
 from .metadata import METADATA_KEY, VERSION, default_sampling, variant_of
@@ -132,7 +134,7 @@ def _merge(checkpoint: Checkpoint, loras: Sequence[tuple[str, float]]) -> Checkp
     checkpoint.build()
     tensors = checkpoint.lazy
     for path, strength in loras:
-        tensors = merge_lora(tensors, read_lora(path, layers_of(tensors)), strength)
+        tensors = merge_lora(tensors, read_lora(path, shapes_of(tensors)).adapters, strength)
     return Checkpoint(checkpoint.path, tensors, checkpoint.architecture, checkpoint.metadata)
 
 
@@ -186,10 +188,14 @@ def require_space(target: Path, size: int) -> None:
 
 
 def _sha256(path: Path) -> str:
+    """The digest of a file, or of the files that an index names, one after the other."""
+    files = shards_of(path) if path.name.endswith(INDEX) else [path]
     digest = hashlib.sha256()
-    size = os.path.getsize(path)
-    with open(path, 'rb') as file, tqdm(total=size, desc='hashing', unit='B', unit_scale=True, disable=None) as bar:
-        while block := file.read(2**20):
-            digest.update(block)
-            bar.update(len(block))
+    size = sum(map(os.path.getsize, files))
+    with tqdm(total=size, desc='hashing', unit='B', unit_scale=True, disable=None) as bar:
+        for part in files:
+            with open(part, 'rb') as file:
+                while block := file.read(2**20):
+                    digest.update(block)
+                    bar.update(len(block))
     return digest.hexdigest()

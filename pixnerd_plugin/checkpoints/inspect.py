@@ -6,18 +6,25 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
-from pixnerd_plugin.formats.lazy import Tensors
+from pixnerd_plugin.formats.lazy import Tensors, is_finite
+from pixnerd_plugin.formats.plain_file import parse_json
 from pixnerd_plugin.formats.safetensors_file import open_safetensors
 
 from .contents import Contents, open_contents, weights_file
-from .layouts.lora import Lora, group_lora
+from .layouts.lora import Lora, LoraFile, is_adapter, open_lora
 from .load import checkpoint_of
+from .lora import is_lora
 from .metadata import variant_of
+from .text_encoder import is_text_encoder, open_text_encoder
 
 # Names that only Qwen3's text model has, with either prefix.
 _TEXT_ENCODER = 'layers.0.self_attn.q_norm.weight'
+
+# The entry of a field trajectory's metadata.
+_FIELD = 'pixnerd_field'
 
 
 def report(path: str | Path, values: bool = True) -> dict[str, Any]:
@@ -25,13 +32,17 @@ def report(path: str | Path, values: bool = True) -> dict[str, Any]:
 
     Returns:
         ``file``, ``bytes``, ``kind``; ``networks`` by label, each with ``architecture``, ``variant``, ``parameters``,
-        ``parts`` and ``dtypes``; ``metadata``, ``ignored``, ``loads_with`` and ``odd``, a list of sentences.
+        ``parts`` and ``dtypes``; ``metadata``, ``took`` (what was seen to on the way to the network), ``ignored``,
+        ``loads_with`` and ``odd``, a list of sentences.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it cannot be read at all.
     """
-    path = weights_file(Path(path))
+    path = Path(path)
+    if path.is_dir() and (other := _other_folder(path)):
+        return other
+    path = weights_file(path)
     result: dict[str, Any] = dict(file=str(path), bytes=path.stat().st_size)
     if path.suffix == '.safetensors' and (other := _other_kind(path)):
         return {**result, **other}
@@ -42,7 +53,7 @@ def report(path: str | Path, values: bool = True) -> dict[str, Any]:
         result['loras'] = {label: _describe_lora(lora) for label, lora in contents.loras.items()}
     if contents.projector:
         result['projector'] = _count(contents.projector)
-    result |= dict(steps=contents.steps, ignored=contents.ignored)
+    result |= dict(steps=contents.steps, took=contents.took, ignored=contents.ignored)
     odd = [f'{label}: {sentence}' for label, network in networks.items() for sentence in network.pop('odd')]
     return {**result, 'loads_with': [] if odd else _readers(contents), 'odd': odd}
 
@@ -64,11 +75,11 @@ def _describe(contents: Contents, label: str, values: bool) -> dict[str, Any]:
 def _odd_values(tensors: Tensors) -> list[str]:
     odd = []
     for name, tensor in tqdm(tensors.items(), 'reading', unit='tensor', disable=None, leave=False):
-        value = tensor.read().float()
-        if not value.isfinite().all():
+        value = tensor.read()
+        if not is_finite(value):
             odd.append(f'{name} holds NaN or infinite values')
         # An untrained network has these at zero; a trained one has none.
-        elif not value.any():
+        elif not value.view(torch.uint8).any() if value.dtype.itemsize == 1 else not value.any():
             odd.append(f'{name} is all zeros')
     return odd
 
@@ -101,18 +112,58 @@ def _readers(contents: Contents) -> list[str]:
 
 
 def _other_kind(path: Path) -> dict[str, Any] | None:
-    """A description if this is an adapter or a text encoder."""
+    """A description if this is an adapter, a text encoder or a field trajectory."""
     tensors, texts = open_safetensors(path)
     common = dict(parameters=_count(tensors), dtypes=_dtypes(tensors), metadata=texts)
+    if _FIELD in texts:
+        common['metadata'] = {name: text for name, text in texts.items() if name != _FIELD}
+        readers = ['FieldTrajectory.load', 'tools/render_field.py']
+        return dict(kind='field trajectory', **common, field=_describe_field(texts[_FIELD], tensors), **_good(readers))
     if any(name.removeprefix('model.') == _TEXT_ENCODER for name in tensors):
-        return dict(kind='Qwen3 text encoder', **common, loads_with=['ComfyUI (PixNerdTextEncoderLoader)'], odd=[])
-    if any(name.endswith(('.lora_A.weight', '.lora_down.weight')) for name in tensors):
-        readers = ["ComfyUI's LoRA loaders", 'tools/sample.py --lora', 'tools/convert_checkpoint.py --merge-lora']
-        return dict(kind='LoRA', **common, lora=_describe_lora(group_lora(path, tensors)), loads_with=readers, odd=[])
+        return dict(kind='Qwen3 text encoder', **common, **_good(['ComfyUI (PixNerdTextEncoderLoader)']))
+    if is_adapter(tensors):
+        return _describe_adapters(open_lora(path), common)
     return None
 
 
+def _other_folder(path: Path) -> dict[str, Any] | None:
+    """A description if this is a text encoder's folder, or one that PEFT saved."""
+    if is_lora(path):
+        file = path / 'adapter_model.safetensors'
+        tensors, texts = open_safetensors(file)
+        common = dict(parameters=_count(tensors), dtypes=_dtypes(tensors), metadata=texts)
+        return dict(file=str(file), bytes=file.stat().st_size, **_describe_adapters(open_lora(path), common))
+    if is_text_encoder(path):
+        tensors = open_text_encoder(path)
+        readers = ['--text-encoder', 'tools/convert_checkpoint.py, to one file for ComfyUI']
+        common = dict(parameters=_count(tensors), dtypes=_dtypes(tensors), metadata={})
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        return dict(file=str(path), bytes=size, kind='Qwen3 folder (text encoder)', **common, **_good(readers))
+    return None
+
+
+def _good(readers: list[str]) -> dict[str, Any]:
+    return dict(loads_with=readers, odd=[])
+
+
+def _describe_adapters(found: LoraFile, common: dict[str, Any]) -> dict[str, Any]:
+    readers = ['tools/sample.py --lora', 'tools/convert_checkpoint.py --merge-lora or --layout lora']
+    kinds = sorted({adapter.describe() for adapter in found.adapters.values()})
+    lora = dict(_describe_lora(found.adapters), kinds=kinds)
+    return dict(kind='LoRA', **common, lora=lora, ignored=found.skipped, **_good(readers))
+
+
 def _describe_lora(lora: Lora) -> dict[str, Any]:
-    ranks = sorted({adapter.down.shape[0] for adapter in lora.values()})
+    ranks = sorted({adapter.rank for adapter in lora.values() if adapter.rank is not None})
     alphas = sorted({adapter.alpha for adapter in lora.values() if adapter.alpha is not None})
     return dict(layers=len(lora), ranks=ranks, alphas=alphas)
+
+
+def _describe_field(text: str, tensors: Tensors) -> dict[str, Any]:
+    """What a field's file is of, as far as it can be believed without opening it."""
+    content = parse_json(text[: 2**20])
+    found = content if type(content) is dict else {}
+    parts = {name: found[name].get('type') for name in ('head', 'sampler') if type(found.get(name)) is dict}
+    named = {name: kind for name, kind in parts.items() if type(kind) is str}
+    pictures = tensors['noise'].shape if 'noise' in tensors else ()
+    return dict(named, noise=list(pictures), evaluations=sum(name.startswith('tokens.') for name in tensors))

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from pixnerd_plugin.formats.lazy import LazyTensor, Tensors, require_finite
 from pixnerd_plugin.formats.parts import build_part
 from pixnerd_plugin.formats.schema import naming
+from pixnerd_plugin.models.layers import operations
 
 from .architecture import find_architecture
 from .contents import Contents, open_contents
+from .layouts.lora import shapes_of
 from .layouts.published import describe_difference
 from .metadata import METADATA_KEY
 
@@ -51,9 +53,12 @@ class Checkpoint:
         try:
             with torch.device('meta'):
                 own = {name: value for name, value in self.architecture.items() if name != 'head'}
-                net = build_part(own, 'backbone', head=self.architecture['head'])
+                shared = {name: own[name] for name in ('dim', 'patch_size', 'in_channels')}
+                # Built here: a registry would look for its class, and import what promises to have it.
+                head = build_part(self.architecture['head'], 'head', **shared, operations=operations)
+                net = build_part(own, 'backbone', head=head)
         # Each argument may be one a network can have, and all together none.
-        except (ValueError, TypeError, KeyError, RuntimeError, OverflowError, ZeroDivisionError) as error:
+        except (ValueError, TypeError, LookupError, RuntimeError, ArithmeticError, AttributeError) as error:
             reason = ' '.join(str(error).split())[:300]
             raise ValueError(f'{self.path}: a network of its architecture cannot be built: {reason}') from None
         if problem := difference(net, self.lazy):
@@ -111,10 +116,6 @@ def checkpoint_of(contents: Contents, label: str) -> Checkpoint:
     with naming(contents.path):
         architecture = find_architecture(shapes_of(tensors), contents.metadata.get('architecture'))
     return Checkpoint(contents.path, tensors, architecture, contents.metadata)
-
-
-def shapes_of(tensors: Tensors) -> dict[str, tuple[int, ...]]:
-    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def difference(net: nn.Module, tensors: Tensors) -> str:

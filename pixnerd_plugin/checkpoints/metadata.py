@@ -3,22 +3,28 @@
 It is one JSON object: ``architecture`` (the registry dict), ``weights`` (``'ema'``, ``'raw'`` or ``'both'``),
 ``variant``, ``resolution`` (side of the training pictures in pixels), ``sampling`` (a sampler's registry dict),
 ``class_names``, ``lora``, ``source`` (``name`` and ``sha256`` of the file it was made from) and ``version`` of this
-layout. All are optional.
+layout. All are optional, and what is not known is left out.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from pixnerd_plugin.formats.parts import check_part, is_known_part
-from pixnerd_plugin.formats.schema import naming, shown
+import torch
+from torch import Tensor
+
+from pixnerd_plugin.formats.parts import DESCRIPTION, check_part, is_known_part
+from pixnerd_plugin.formats.plain_file import parse_json
+from pixnerd_plugin.formats.schema import integer, naming, number, one_of, shown, table, text, texts
 
 METADATA_KEY = 'pixnerd'
 """Entry of a safetensors file's metadata, and of mmengine's ``meta``."""
 
 VERSION = 1
+
+# A million names of classes fit.
+MAX_TEXT = 4 * 2**20
 
 # Sizes of the published networks: head, dim, depth, depth of the head.
 _VARIANTS = {
@@ -40,36 +46,62 @@ _TEXT_SAMPLING = dict(
 
 def parse_metadata(text: str) -> dict[str, Any]:
     """The metadata in the JSON text of a safetensors file; errors as in :func:`check_metadata`."""
-    try:
-        content = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f'its {METADATA_KEY} metadata is not JSON ({error})') from None
+    if len(text) > MAX_TEXT:
+        raise ValueError(f'its {METADATA_KEY} metadata has {len(text)} characters, and at most {MAX_TEXT} are read')
+    with naming(f'its {METADATA_KEY} metadata'):
+        content = parse_json(text)
     return check_metadata(content)
 
 
+def parse_metadata_tensor(tensor: Tensor) -> dict[str, Any]:
+    """The metadata in the bytes of ``METADATA_TENSOR``; errors as in :func:`check_metadata`."""
+    if tensor.dtype != torch.uint8 or tensor.ndim != 1 or tensor.numel() > MAX_TEXT:
+        raise ValueError(f'its metadata tensor is {tuple(tensor.shape)} of {tensor.dtype}, and a row of bytes is due')
+    try:
+        text = bytes(tensor.tolist()).decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f'its metadata tensor is not a text ({error})') from None
+    return parse_metadata(text)
+
+
 def check_metadata(content: Any) -> dict[str, Any]:
-    """Return ``content`` if every known entry is well formed, without a sampler that is none of PixNerd.
+    """The entries of ``content`` that are known, each checked; without a sampler that is none of PixNerd.
 
     Raises:
-        ValueError: naming the entry that is not.
+        ValueError: naming the entry that is not well formed.
     """
-    if not isinstance(content, dict):
+    if type(content) is not dict:
         raise ValueError(f'its {METADATA_KEY} metadata is not a table')
     version = content.get('version', VERSION)
-    if not isinstance(version, int) or version > VERSION:
-        raise ValueError(f'its metadata has version {version!r}, made by a newer PixNerd plugin; update this one')
-    sampling = content.get('sampling')
-    kind = sampling.get('type') if isinstance(sampling, dict) else None
-    if isinstance(kind, str) and kind.isidentifier() and not is_known_part(sampling, 'sampler'):
+    if type(version) is not int or not 1 <= version <= VERSION:
+        raise ValueError(f'its metadata has version {shown(version)}, made by a newer PixNerd plugin; update this one')
+    # Entries that are not known may be of any size and shape.
+    known = {name: content[name] for name in _RULES if content.get(name) is not None}
+    sampling = known.get('sampling')
+    kind = sampling.get('type') if type(sampling) is dict else None
+    if type(kind) is str and kind.isidentifier() and not is_known_part(sampling, 'sampler'):
         # A sampler of somebody's own, not imported here: the network does not need it.
-        content = {name: value for name, value in content.items() if name != 'sampling'}
+        del known['sampling']
     elif sampling is not None:
         with naming('its metadata: sampling'):
             check_part(sampling, 'sampler')
-    for name, is_well_formed in _CHECKS.items():
-        if content.get(name) is not None and not is_well_formed(content[name]):
-            raise ValueError(f'its metadata has {name}={shown(content[name])}, which no PixNerd network has')
-    return content
+    if 'architecture' in known:
+        with naming('its metadata'):
+            _check_architecture(known['architecture'])
+    for name, value in known.items():
+        _RULES[name].check(f'its metadata: {name}', value)
+    return known
+
+
+def _check_architecture(value: Any) -> None:
+    if type(value) is not dict:
+        raise ValueError(f'architecture is {shown(value)}, and a table is due')
+    check_part({name: item for name, item in value.items() if name != 'head'}, 'backbone')
+    head = value.get('head')
+    kind = head.get('type') if type(head) is dict else None
+    # One of the user's own may be registered later, or only be looked at.
+    if is_known_part(head, 'head') or type(kind) is not str or not kind.isidentifier():
+        check_part(head, 'head')
 
 
 def variant_of(architecture: Mapping[str, Any]) -> str:
@@ -89,20 +121,14 @@ def default_sampling(architecture: Mapping[str, Any]) -> dict[str, Any]:
     return _CLASS_SAMPLING | (dict(guidance_scale=3.2) if architecture['head']['type'] == 'DeCoHead' else {})
 
 
-def _is_names(value: Any) -> bool:
-    return isinstance(value, list | tuple) and len(value) <= 10**6 and all(isinstance(name, str) for name in value)
-
-
-def _is_lora(value: Any) -> bool:
-    return isinstance(value, dict) and all(type(value.get(name)) in (int, float) for name in ('rank', 'alpha'))
-
-
-_CHECKS = {
-    'architecture': lambda value: isinstance(value, dict),
-    'weights': lambda value: value in ('ema', 'raw', 'both'),
-    'variant': lambda value: isinstance(value, str),
-    'resolution': lambda value: type(value) is int and 0 < value <= 2**16,
-    'class_names': _is_names,
-    'lora': _is_lora,
-    'source': lambda value: isinstance(value, dict),
-}
+_RULES = dict(
+    version=integer(1, VERSION),
+    architecture=DESCRIPTION,
+    weights=one_of('ema', 'raw', 'both'),
+    variant=text(100),
+    resolution=integer(1, 2**16),
+    sampling=DESCRIPTION,
+    class_names=texts(10**6, MAX_TEXT),
+    lora=table(rank=integer(1, 2**16), alpha=number(-1e9, 1e9)),
+    source=table(name=text(1000), sha256=text(64)),
+)

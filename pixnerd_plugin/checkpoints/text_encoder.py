@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from tqdm import tqdm
 
 from pixnerd_plugin.formats.lazy import Tensors
+from pixnerd_plugin.formats.plain_file import read_json
 from pixnerd_plugin.formats.safetensors_file import open_safetensors, write_safetensors
+from pixnerd_plugin.formats.safetensors_index import SUFFIX as INDEX
+from pixnerd_plugin.formats.safetensors_index import open_index
 
 from .convert import DTYPES, check_new, require_space, with_dtype
 
@@ -19,9 +21,10 @@ _UNUSED = 'lm_head.weight'
 def is_text_encoder(folder: Path) -> bool:
     """Whether this is the folder of a Qwen3 model in transformers layout."""
     try:
-        return json.loads((folder / 'config.json').read_text(encoding='utf-8')).get('model_type') == 'qwen3'
-    except (OSError, ValueError, AttributeError):
+        config = read_json(folder / 'config.json')
+    except (OSError, ValueError):
         return False
+    return type(config) is dict and config.get('model_type') == 'qwen3'
 
 
 def convert_text_encoder(folder: Path, target: Path, dtype: str | None = None, force: bool = False) -> None:
@@ -34,7 +37,7 @@ def convert_text_encoder(folder: Path, target: Path, dtype: str | None = None, f
     check_new(target, ['.safetensors'], force)
     if dtype == 'float8':
         raise ValueError('float8 is for the network; its text encoder is bfloat16, as in training')
-    tensors = _read_shards(folder)
+    tensors = open_text_encoder(folder)
     wanted = DTYPES.get(dtype or '')
     named: Tensors = {}
     for name, tensor in tensors.items():
@@ -49,29 +52,11 @@ def convert_text_encoder(folder: Path, target: Path, dtype: str | None = None, f
         write_safetensors(target, named, {}, bar.update)
 
 
-def _read_shards(folder: Path) -> Tensors:
-    index = folder / 'model.safetensors.index.json'
-    if not index.is_file():
-        if not (folder / 'model.safetensors').is_file():
-            raise FileNotFoundError(f'{folder} has no model.safetensors: weights are read from safetensors files only')
-        return open_safetensors(folder / 'model.safetensors')[0]
-    try:
-        places = dict(json.loads(index.read_text(encoding='utf-8'))['weight_map'])
-        shards = sorted(set(places.values()))
-        # A name that leads elsewhere is no shard of this folder.
-        outside = [name for name in shards if Path(name).name != name]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f'{index}: not an index of safetensors shards ({error})') from None
-    if outside:
-        raise ValueError(f'{index}: {outside[0]!r} is not in this folder')
-    if absent := [name for name in shards if not (folder / name).is_file()]:
-        raise FileNotFoundError(f'{folder} lacks {", ".join(absent)}')
-    found: Tensors = {}
-    for shard in shards:
-        for name, tensor in open_safetensors(folder / shard)[0].items():
-            if places.get(name) != shard or name in found:
-                raise ValueError(f'{folder / shard}: {name!r} is there, and the index does not say so')
-            found[name] = tensor
-    if absent := sorted(set(places) - set(found)):
-        raise ValueError(f'{folder}: {absent[0]} is in the index and in no shard')
-    return found
+def open_text_encoder(folder: Path) -> Tensors:
+    """The tensors of a folder in transformers layout, one file or pieces, not read yet; errors as above."""
+    index = folder / f'model{INDEX}'
+    if index.is_file():
+        return open_index(index)[0]
+    if not (folder / 'model.safetensors').is_file():
+        raise FileNotFoundError(f'{folder} has no model.safetensors: weights are read from safetensors files only')
+    return open_safetensors(folder / 'model.safetensors')[0]

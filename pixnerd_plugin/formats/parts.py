@@ -20,10 +20,26 @@ from pixnerd_plugin.registry import MODELS
 
 from .schema import Rule, check_table, number, sequence, shown, text
 
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+_GIVEN = ('dim', 'patch_size', 'in_channels', 'operations', 'device', 'dtype')
+
 _SIMPLE = (text(100), number(-(2.0**20), 2.0**20), Rule('', lambda value: type(value) is bool or value is None))
 _SCALAR = Rule('a text, a number or a boolean', lambda value: any(rule.accepts(value) for rule in _SIMPLE))
 _LIST = sequence(_SCALAR, 0, 16)
 PLAIN = Rule(f'{_SCALAR.what}, or a short list of them', lambda value: _SCALAR.accepts(value) or _LIST.accepts(value))
+
+
+def _is_description(value: Any, depth: int) -> bool:
+    return (
+        type(value) is dict
+        and len(value) <= 64
+        and all(type(name) is str and len(name) <= 100 for name in value)
+        and all(PLAIN.accepts(item) or (depth > 0 and _is_description(item, depth - 1)) for item in value.values())
+    )
+
+
+DESCRIPTION = Rule('a table of a type and plain arguments', lambda value: _is_description(value, 1))
+"""What is worth looking at as a part, such as a backbone with its head; :func:`check_part` says more."""
 
 
 def describe_part(part: Any) -> dict[str, Any]:
@@ -71,7 +87,12 @@ def _find(name: Any, role: str) -> Any:
 def _rules(part: type) -> Mapping[str, Rule]:
     if hasattr(part, 'stored'):
         return part.stored
-    return {name: PLAIN for name in inspect.signature(part).parameters}
+    # What the network gives its head is not the file's to say.
+    return {
+        name: PLAIN
+        for name, parameter in inspect.signature(part).parameters.items()
+        if parameter.kind in _NAMED and name not in _GIVEN
+    }
 
 
 def _is_ours(part: type) -> bool:

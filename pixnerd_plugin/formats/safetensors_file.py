@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import torch
 
 from .atomic import atomic_path
 from .lazy import LazyTensor, Span
+from .plain_file import require_written
+from .schema import shown
 
 DTYPES = {
     'BOOL': torch.bool,
@@ -30,8 +33,9 @@ DTYPES = {
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
-# The format allows 100 MB; a header of real weights has some hundred bytes a tensor.
-MAX_HEADER = 32 * 2**20
+# The format allows 100 MB. One of real weights has some hundred bytes a tensor, and trainers' notes of a megabyte or
+# two; Python takes twenty times a header's size to hold it.
+MAX_HEADER = 8 * 2**20
 
 
 def open_safetensors(path: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
@@ -48,6 +52,7 @@ def open_safetensors(path: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]
 
 
 def _open(path: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
+    require_written(path)
     size = path.stat().st_size
     with open(path, 'rb') as file:
         (length,) = struct.unpack('<Q', file.read(8))
@@ -76,11 +81,13 @@ def _open(path: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
 
 
 def _parse(name: str, entry: Any) -> tuple[torch.dtype, tuple[int, ...], tuple[int, int]]:
+    if len(name) > 1000 or not name.isprintable():
+        raise ValueError(f'a tensor is named {shown(name)}, and a name of printable characters is due')
     if not isinstance(entry, dict) or set(entry) != {'dtype', 'shape', 'data_offsets'}:
         raise ValueError(f'{name!r} is not described by dtype, shape and data_offsets')
     dtype, shape, offsets = entry['dtype'], entry['shape'], entry['data_offsets']
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ValueError(f'{name!r} has dtype {dtype!r}; known are {", ".join(DTYPES)}')
+        raise ValueError(f'{name!r} has dtype {shown(dtype)}; known are {", ".join(DTYPES)}')
     for numbers in (shape, offsets):
         if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
             raise ValueError(f'{name!r} has a shape or data_offsets that are not lists of sizes')
@@ -94,8 +101,8 @@ def _parse(name: str, entry: Any) -> tuple[torch.dtype, tuple[int, ...], tuple[i
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f'{next(name for name in names if names.count(name) > 1)!r} appears twice')
+        counts = Counter(name for name, _ in pairs)
+        raise ValueError(f'{shown(counts.most_common(1)[0][0])} appears twice')
     return result
 
 

@@ -54,6 +54,33 @@ def sequence(rule: Rule, low: int, high: int) -> Rule:
     return Rule(f'a list of {count}, each {rule.what}', accepts)
 
 
+def texts(count: int, length: int) -> Rule:
+    """A list of at most so many texts, of at most so many characters together."""
+
+    def accepts(value: Any) -> bool:
+        return (
+            type(value) in (list, tuple)
+            and len(value) <= count
+            and all(type(item) is str for item in value)
+            and sum(map(len, value)) <= length
+        )
+
+    return Rule(f'a list of at most {count} texts, of {length} characters in all', accepts)
+
+
+def table(**rules: Rule) -> Rule:
+    """A dict with these entries and no others, each under its rule."""
+
+    def accepts(value: Any) -> bool:
+        return (
+            type(value) is dict
+            and value.keys() <= rules.keys()
+            and all(rules[name].accepts(item) for name, item in value.items())
+        )
+
+    return Rule(f'a table of {", ".join(f"{name} ({rule.what})" for name, rule in rules.items())}', accepts)
+
+
 def check_table(what: str, table: Any, rules: Mapping[str, Rule]) -> None:
     """Check that ``table`` is a dict of entries that have a rule, each keeping it.
 

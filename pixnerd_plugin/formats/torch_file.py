@@ -2,125 +2,127 @@
 
 from __future__ import annotations
 
-import pickletools
-from collections.abc import Iterator
+import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from .lazy import LazyTensor, Span
+from .pickle_reader import Inert, read_pickle
 from .zip_archive import Archive, open_archive
-
-# All that a state dict needs; torch's own weights_only allows more.
-ALLOWED_GLOBALS = frozenset(
-    {
-        'collections.OrderedDict',
-        'torch._utils._rebuild_tensor_v2',
-        'torch._utils._rebuild_parameter',
-        *(f'torch.{kind}Storage' for kind in ('Float', 'Double', 'Half', 'BFloat16', 'Byte', 'Char', 'Short')),
-        *(f'torch.{kind}Storage' for kind in ('Int', 'Long', 'Bool')),
-    }
-)
 
 # That of the XL network with its optimiser's state has about 0.3 MB.
 MAX_PICKLE = 16 * 2**20
 
+_DTYPES = (
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+)
+_BY_NAME = {str(dtype): dtype for dtype in _DTYPES}
+_STORAGES = {
+    'torch.DoubleStorage': torch.float64,
+    'torch.FloatStorage': torch.float32,
+    'torch.HalfStorage': torch.float16,
+    'torch.BFloat16Storage': torch.bfloat16,
+    'torch.LongStorage': torch.int64,
+    'torch.IntStorage': torch.int32,
+    'torch.ShortStorage': torch.int16,
+    'torch.CharStorage': torch.int8,
+    'torch.ByteStorage': torch.uint8,
+    'torch.BoolStorage': torch.bool,
+    'torch.storage.UntypedStorage': torch.uint8,
+}
+
+
+class _Storage(NamedTuple):
+    record: Span
+    dtype: torch.dtype | None
+
 
 def open_torch(path: Path) -> Any:
-    """Return what ``torch.save`` was given, its tensors as :class:`~.lazy.LazyTensor`.
+    """Return what ``torch.save`` was given: plain values, tensors as :class:`~.lazy.LazyTensor`, and for all else an
+    :class:`~.pickle_reader.Inert`.
 
     Raises:
-        ValueError: if the file is damaged, or its pickle names anything but tensors in plain containers; the message
-            names it.
+        ValueError: if the file is damaged, or its tensors do not fit its data.
     """
     try:
         archive = open_archive(path)
-        _refuse_code(archive.read('data.pkl', MAX_PICKLE))
         if 'byteorder' in archive.records and archive.read('byteorder', 16) != b'little':
             raise ValueError('it was written on a big-endian machine')
+        return _Content(archive).read()
     except ValueError as error:
         raise ValueError(f'{path}: not a PyTorch checkpoint that can be read: {error}') from None
-    try:
-        content = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
-        return _replace(content, _locate(archive, content), {})
-    # What a malformed pickle makes of torch's unpickler, a machine with a stack, is any error there is.
-    except Exception as error:
-        reason = ' '.join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(f'{path}: not a checkpoint that loads safely with weights_only: {reason}') from None
 
 
-def _refuse_code(pickle: bytes) -> None:
-    strings = ['', '']
-    for operation, argument, _ in pickletools.genops(pickle):
-        wanted = None
-        if operation.name in ('GLOBAL', 'INST'):
-            wanted = str(argument).replace(' ', '.', 1)
-        elif operation.name == 'STACK_GLOBAL':
-            wanted = '.'.join(strings)
-        elif operation.name.startswith('EXT'):
-            wanted = f'extension {argument}'
-        elif isinstance(argument, str):
-            strings = [strings[1], argument]
-        if wanted is not None and wanted not in ALLOWED_GLOBALS:
-            raise ValueError(f'its pickle wants {wanted!r}, and nothing but tensors in plain containers is allowed')
+class _Content:
+    """The pickle of an archive, and the storages that it uses."""
+
+    def __init__(self, archive: Archive):
+        self.archive = archive
+        self.used: set[str] = set()
+
+    def read(self) -> Any:
+        makers = {
+            'collections.OrderedDict': _ordered_dict,
+            'torch._utils._rebuild_tensor_v2': lambda arguments: _rebuild(arguments),
+            'torch._utils._rebuild_tensor_v3': lambda arguments: _rebuild(arguments, arguments[6]),
+            'torch._utils._rebuild_parameter': lambda arguments: arguments[0],
+            'torch._utils._rebuild_parameter_with_state': lambda arguments: arguments[0],
+        }
+        content = read_pickle(self.archive.read('data.pkl', MAX_PICKLE), self.storage, makers)
+        records = {name for name in self.archive.records if name.startswith('data/')}
+        if records != self.used:
+            raise ValueError(f'it has {len(records)} data records, and its tensors use {len(self.used)}')
+        return content
+
+    def storage(self, identity: Any) -> _Storage:
+        """What a persistent id stands for."""
+        if type(identity) is not tuple or len(identity) != 5 or identity[0] != 'storage':
+            raise ValueError('its pickle has a persistent id that is no storage')
+        kind, key, _, numel = identity[1:]
+        record = self.archive.records.get(f'data/{key}') if type(key) is str else None
+        if record is None or type(kind) is not Inert or type(numel) is not int:
+            raise ValueError('its pickle has a storage that the archive has no record of')
+        dtype = _STORAGES.get(kind.name)
+        if dtype is not None and numel * dtype.itemsize != record.size:
+            raise ValueError(f'its tensors and data records differ in size (data/{key} has {record.size} bytes)')
+        self.used.add(f'data/{key}')
+        return _Storage(record, dtype)
 
 
-def _locate(archive: Archive, content: Any) -> dict[int, Span]:
-    """The record of each storage, by the address torch mapped it to.
-
-    Torch maps the file as a whole, so addresses differ from offsets by one constant. That every storage is exactly one
-    record, and every record a storage, is what rules out lying sizes.
-    """
-    storages = {(s.data_ptr(), s.nbytes()) for s in map(Tensor.untyped_storage, _tensors(content)) if s.nbytes()}
-    spans = [span for name, span in archive.records.items() if name.startswith('data/') and span.size]
-    found, expected = sorted(storages), sorted((span.offset, span.size) for span in spans)
-    if not found or len(found) != len(expected):
-        raise ValueError(f'it has {len(expected)} data records, and its tensors use {len(found)}')
-    base = found[0][0] - expected[0][0]
-    if any((address - base, size) != span for (address, size), span in zip(found, expected, strict=True)):
-        raise ValueError('its tensors and data records differ in size')
-    return {base + span.offset: span for span in spans}
+def _ordered_dict(arguments: tuple) -> Any:
+    # Items follow by other operations; Python 2 gave them as arguments.
+    return Inert('collections.OrderedDict') if arguments else {}
 
 
-def _tensors(content: Any) -> Iterator[Tensor]:
-    todo, seen = [content], set()
-    while todo:
-        value = todo.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, dict):
-            todo.extend(value.values())
-        elif isinstance(value, list | tuple | set):
-            todo.extend(value)
-
-
-def _replace(value: Any, spans: dict[int, Span], done: dict[int, Any]) -> Any:
-    """``value`` with lazy tensors; ``done`` holds what was replaced, since a pickle may refer to a thing often."""
-    if id(value) in done:
-        return done[id(value)]
-    if isinstance(value, Tensor):
-        done[id(value)] = _lazy(value, spans)
-    elif isinstance(value, dict):
-        done[id(value)] = {key: _replace(item, spans, done) for key, item in value.items()}
-    elif isinstance(value, list | tuple):
-        done[id(value)] = type(value)(_replace(item, spans, done) for item in value)
-    else:
-        return value
-    return done[id(value)]
-
-
-def _lazy(tensor: Tensor, spans: dict[int, Span]) -> LazyTensor:
-    if not tensor.is_contiguous():
-        raise ValueError(f'a tensor of shape {tuple(tensor.shape)} is not contiguous')
-    dtype, shape = tensor.dtype, tuple(tensor.shape)
-    if not tensor.numel():
-        return LazyTensor(dtype, shape, lambda: torch.empty(shape, dtype=dtype))
-    record = spans[tensor.untyped_storage().data_ptr()]
-    start, size = int(tensor.storage_offset()) * dtype.itemsize, tensor.numel() * dtype.itemsize
-    whole = size == record.size
-    return Span(record.path, record.offset + start, size, record.crc if whole else None).tensor(dtype, shape)
+def _rebuild(arguments: tuple, dtype: Any = None) -> LazyTensor | Inert:
+    """What torch makes of a storage, an offset, a shape, strides and more that does not change the values."""
+    if len(arguments) < 4:
+        raise ValueError('its pickle has a tensor without storage, shape and strides')
+    storage, offset, shape, stride = arguments[:4]
+    if type(storage) is not _Storage or not type(shape) is type(stride) is tuple or len(shape) != len(stride):
+        raise ValueError('its pickle has a tensor without storage, shape and strides')
+    if not all(type(size) is int and 0 <= size < 2**63 for size in (offset, *shape, *stride)):
+        raise ValueError('its pickle has a tensor of impossible sizes')
+    known = storage.dtype if dtype is None else _BY_NAME.get(dtype.name)
+    if known is None or len(shape) > 8:
+        return Inert('a tensor of a dtype or shape that no weights have')
+    if 0 in shape:
+        return LazyTensor(known, shape, lambda: torch.empty(shape, dtype=known))
+    last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
+    if (last + 1) * known.itemsize > storage.record.size:
+        raise ValueError(
+            f'its tensors and data records differ in size (a tensor of shape {shape} ends outside its own)'
+        )
+    expected = 1
+    for size, step in zip(reversed(shape), reversed(stride), strict=True):
+        if size != 1 and step != expected:
+            return Inert(f'a tensor of shape {shape} that is not contiguous')
+        expected *= size
+    path, start, whole, crc = storage.record
+    size = math.prod(shape) * known.itemsize
+    # A checksum is of the whole record.
+    span = Span(path, start + offset * known.itemsize, size, crc if size == whole else None)
+    return span.tensor(known, shape)

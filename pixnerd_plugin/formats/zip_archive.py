@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from .lazy import Span
+from .plain_file import require_written
 
 # Torch's own names inside the folder. It writes nothing compressed, nothing encrypted, and no comment.
 _NAMES = re.compile(
     r'data\.pkl|data/\d+|byteorder|version|\.format_version|\.storage_alignment|\.data/serialization_id'
 )
 
-# A record takes at least 46 bytes here; a checkpoint has some thousands.
-MAX_DIRECTORY = 32 * 2**20
+# A record takes some 100 bytes here, and ten times that in memory; a checkpoint has some thousands.
+MAX_DIRECTORY = 4 * 2**20
 _END, _END64, _LOCATOR64 = struct.Struct('<4s4H2LH'), struct.Struct('<4sQ2H2L4Q'), struct.Struct('<4sLQL')
 
 
@@ -48,6 +49,7 @@ def open_archive(path: Path) -> Archive:
         ValueError: if it is not one that torch writes, with the reason; compressed records (zip bombs), links, names
             that leave the folder, records that overlap, are twice there or end after the file are refused here.
     """
+    require_written(path)
     try:
         with open(path, 'rb') as file:
             check_directory_size(file)

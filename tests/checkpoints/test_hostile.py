@@ -6,9 +6,12 @@ import pickle
 import resource
 import struct
 import zipfile
-from collections import OrderedDict
+from argparse import Namespace
+from collections import Counter, OrderedDict, defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save
@@ -19,7 +22,7 @@ from pixnerd_plugin.checkpoints.convert import convert
 from pixnerd_plugin.checkpoints.inspect import report
 from pixnerd_plugin.checkpoints.lora import apply_lora
 
-from .files import save_lightning, save_mmengine, tiny_network, tiny_projector
+from .files import same, save_lightning, save_mmengine, tiny_network, tiny_projector
 
 
 def refusal(path: Path, load=load_backbone) -> str:
@@ -51,43 +54,92 @@ def everyone(path: Path, folder: Path) -> list:
         lambda path: load_backbone(path, 'raw'),
         read_checkpoint,
         report,
-        lambda path: convert(path, folder / 'out.safetensors'),
-        lambda path: convert(path, folder / 'out.pth'),
+        lambda path: convert(path, folder / 'out.safetensors', force=True),
+        lambda path: convert(path, folder / 'out.pth', force=True),
     ]
 
 
-@pytest.mark.parametrize('place', ['state_dict', 'optimizer', 'key'])
 @pytest.mark.parametrize('protocol', [2, 4])
-def test_code_in_a_pickle_never_runs(tmp_path, place, protocol):
-    trap = tmp_path / 'trap'
+def test_code_in_a_pickle_never_runs(tmp_path, protocol):
+    trap, path = tmp_path / 'trap', tmp_path / 'a.ckpt'
     state = tiny_network().state_dict()
-    bomb = Runs(os.system, f'touch {trap}')
-    content = {'state_dict': state, 'optimizer': 1}
-    content['state_dict' if place == 'state_dict' else 'optimizer'] = bomb
-    if place == 'key':
-        content = {'state_dict': state, 'x': Runs(eval, f'open({str(trap)!r}, "w")')}
-    path = tmp_path / 'a.ckpt'
-    torch.save(content, path, pickle_protocol=protocol)
-    wanted = 'builtins.eval' if place == 'key' else f'{os.system.__module__}.system'
-    for load in everyone(path, tmp_path):
-        message = refusal(path, load)
-        assert f'wants {wanted.replace("builtins", "builtins" if protocol > 2 else "__builtin__")!r}' in message
+    bombs = [Runs(os.system, f'touch {trap}'), Runs(eval, f'open({str(trap)!r}, "w")'), Runs(Path(trap).touch)]
+    for bomb in bombs:
+        torch.save({'state_dict': bomb, 'optimizer': 1}, path, pickle_protocol=protocol)
+        for load in everyone(path, tmp_path):
+            assert 'its state_dict is' in refusal(path, load)
+        torch.save({'state_dict': {**state, 'patch_embed.bias': bomb}}, path, pickle_protocol=protocol)
+        for load in everyone(path, tmp_path):
+            assert 'patch_embed.bias is' in refusal(path, load)
+        # What the network does not need may be anything.
+        content = {'state_dict': state, 'optimizer': bomb, 'list': [bomb, {1: bomb, bomb: bomb}], bomb: 1}
+        torch.save(content, path, pickle_protocol=protocol)
+        for load in everyone(path, tmp_path):
+            load(path)
+        assert same(load_backbone(path).state_dict(), state)
+        (tmp_path / 'out.safetensors').unlink()
+        (tmp_path / 'out.pth').unlink()
     assert sorted(file.name for file in tmp_path.iterdir()) == ['a.ckpt']
     assert not trap.exists()
 
 
-def test_what_torch_allows_and_weights_do_not_need_is_refused(tmp_path):
-    for value, name in (
-        (torch.device('cpu'), 'torch.device'),
-        (torch.ones(2).to_sparse(), '_rebuild_sparse_tensor'),
-        (torch.Size([2]), 'torch.Size'),
+class Settings(SimpleNamespace):
+    """What a trainer's own settings are pickled as."""
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('protocol', [2, 4])
+def test_what_the_network_does_not_need_may_be_anything(tmp_path, protocol):
+    state = tiny_network().state_dict()
+    odd = dict(
+        namespace=Namespace(lr=1),
+        own=Settings(a=1),
+        path=Path('x'),
+        number=np.float32(3),
+        array=np.ones(3),
+        size=torch.Size([1, 2]),
+        set={1, 2},
+        frozen=frozenset((1, 2)),
+        bytes=bytearray(3),
+        device=torch.device('cpu'),
+        dtype=torch.float16,
+        strided=torch.ones(3, 4).T,
+        expanded=torch.ones(1).expand(1000),
+        eighths=torch.ones(4).to(torch.float8_e4m3fn),
+        complex=torch.ones(2, dtype=torch.complex64),
+        sparse=torch.ones(2).to_sparse(),
+        counter=Counter('abc'),
+        default=defaultdict(list, a=[1]),
+        parameter=torch.nn.Parameter(torch.ones(2)),
+        big=10**300,
+    )
+    keys = {(1, (2, 3)): 1, 2.5: 1, None: 1, b'x': 1, True: 1, frozenset((1,)): 1}
+    path = tmp_path / 'a.ckpt'
+    content = dict(state_dict=state, hyper_parameters=odd, optimizer_states=[odd, keys], callbacks={**keys, **odd})
+    torch.save(content, path, pickle_protocol=protocol)
+    for load in everyone(path, tmp_path):
+        load(path)
+    assert same(load_backbone(path).state_dict(), state)
+    assert report(path)['ignored'] == ['hyper_parameters', 'optimizer_states', 'callbacks']
+
+
+def test_what_the_network_needs_stays_strict(tmp_path):
+    state = tiny_network().state_dict()
+    name = 'blocks.0.attn.qkv.weight'
+    for value, reason in (
+        (torch.device('cpu'), 'is torch.device'),
+        (state[name].to_sparse(), '_rebuild_sparse_tensor'),
+        (torch.Size([2]), 'is torch.Size'),
         (bytearray(3), 'bytearray'),
-        (Runs(pickle.loads, b''), 'loads'),
+        (state[name].T.contiguous().T, 'not contiguous'),
+        (torch.ones(1).expand(48, 16), 'not contiguous'),
+        (state[name].to(torch.complex64), 'of a dtype'),
+        (state[name].long(), 'floating point'),
     ):
-        torch.save({'state_dict': {'a': value}}, tmp_path / 'a.ckpt')
+        torch.save({'state_dict': {**state, name: value}}, tmp_path / 'a.ckpt')
         message = refusal(tmp_path / 'a.ckpt')
         assert name in message
-        assert 'nothing but tensors' in message
+        assert reason in message
 
 
 def test_files_that_are_no_archive(tmp_path):
@@ -346,7 +398,15 @@ def test_a_lora_is_not_believed_either(tmp_path):
     net = tiny_network()
     path = write_header(tmp_path / 'a.safetensors', {'x.lora_A.weight': entry(shape=(2**62,))})
     refusal(path, lambda path: apply_lora(net, path))
-    (tmp_path / 'adapter_model.safetensors').write_bytes(path.read_bytes())
-    (tmp_path / 'adapter_config.json').write_text('[' * 100)
-    with pytest.raises(ValueError, match=r'adapter_config\.json'):
-        apply_lora(net, tmp_path)
+    tensors = {'base_model.model.x.lora_A.weight': torch.ones(1)}
+    (tmp_path / 'adapter_model.safetensors').write_bytes(save(tensors))
+    for text in (
+        '[' * 100,
+        '{"lora_alpha": 1e400}',
+        '{"lora_alpha": 1%s}' % ('0' * 400),
+        '[]',
+        'null',
+        '{"lora_alpha": "x"}',
+    ):
+        (tmp_path / 'adapter_config.json').write_text(text)
+        assert 'adapter_config.json' in refusal(tmp_path, lambda path: apply_lora(net, path))

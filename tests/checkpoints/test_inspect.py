@@ -89,7 +89,7 @@ def test_kinds_and_what_loads_them(tmp_path):
     layer = 'diffusion_model.blocks.0.attn.qkv'
     tensors = {f'{layer}.lora_A.weight': torch.ones(4, 16), f'{layer}.lora_B.weight': torch.ones(48, 4)}
     save_file(tensors, tmp_path / 'lora.safetensors')
-    assert report(tmp_path / 'lora.safetensors')['lora'] == dict(layers=1, ranks=[4], alphas=[])
+    assert report(tmp_path / 'lora.safetensors')['lora'] == dict(layers=1, ranks=[4], alphas=[], kinds=['LoRA'])
 
 
 def test_mistakes_are_told_in_one_line(run, tmp_path):
