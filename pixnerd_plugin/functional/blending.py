@@ -79,17 +79,17 @@ class Lattice(NamedTuple):
         return ((inside * self.patch_size - 0.5) / max(self.patch_size - 1, 1)).float()
 
     def cut(self, start: int, stop: int, limit: int) -> list[tuple[int, int]]:
-        """Cut the pixels ``start`` to ``stop`` into runs of at most ``limit``, behind the joins of patches if possible.
+        """Cut the pixels ``start`` to ``stop`` into runs of about ``limit``, behind the joins of patches if possible.
 
-        There the fewest fields are needed on both sides of a cut.
+        There the fewest fields are needed on both sides of a cut. A run may be an eighth longer, so that whole patches
+        which fit without their join are not cut.
         """
         places = [self.first_from(p * self.patch_size + Fraction(self.blend)) for p in range(1, self.patches)]
-        places = [place for place in places if start < place < stop]
+        places = [place for place in places if place < stop]
         runs = []
         while start < stop:
-            reach = min(start + limit, stop)
-            if reach < stop:
-                reach = max((place for place in places if start < place <= reach), default=reach)
+            reach = start + limit
+            reach = max((place for place in [*places, stop] if start < place <= reach + limit // 8), default=reach)
             runs.append((start, reach))
             start = reach
         return runs

@@ -58,9 +58,10 @@ def test_a_run_is_part_of_the_whole(pixels, blend, patch_size):
 def test_cuts_come_behind_the_joins_and_keep_the_limit():
     axis = lattice(48)
     # Borders at 16 and 32, and two pixels behind each have a share of the field before.
-    assert axis.cut(0, 48, 40) == [(0, 34), (34, 48)]
+    assert axis.cut(0, 48, 32) == [(0, 34), (34, 48)]
     assert axis.cut(5, 47, 20) == [(5, 18), (18, 34), (34, 47)]
     assert axis.cut(0, 25, 7) == [(0, 7), (7, 14), (14, 18), (18, 25)]
+    assert axis.cut(3, 48, 100) == [(3, 48)]
 
 
 @pytest.mark.parametrize('alignment', ['centers', 'corners'])
