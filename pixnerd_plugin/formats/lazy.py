@@ -78,13 +78,6 @@ def is_finite(tensor: Tensor) -> bool:
     return all(bool((part.float() if part.dtype.itemsize == 1 else part).isfinite().all()) for part in parts)
 
 
-def is_finite(tensor: Tensor) -> bool:
-    """Whether no value is NaN or infinite, with memory for a small part of them."""
-    # float8 has no isfinite of its own.
-    parts = tensor.reshape(-1).split(2**22)
-    return all(bool((part.float() if part.dtype.itemsize == 1 else part).isfinite().all()) for part in parts)
-
-
 def require_finite(name: str, tensor: Tensor) -> Tensor:
     """Return ``tensor``.
 
