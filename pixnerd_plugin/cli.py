@@ -75,11 +75,13 @@ def user_error(error: Exception) -> str | None:
 
 
 def _missing_package(error: ImportError) -> str | None:
-    # mmengine's registry and its visualizers raise the error anew, without its name.
-    named = re.search(r'(?:No module named |install )[\'"]?([\w-]+)', str(error))
-    package = (error.name or (named[1] if named else '')).split('.')[0].replace('-', '_')
-    if package not in _EXTRAS:
+    # mmengine's registry and its visualizers raise the error anew, without its name, and with advice of several names.
+    advice = re.findall(r'(?:No module named |install )[\'"]?([\w\- .]+)', str(error))
+    names = [error.name or '', *' '.join(advice).split()]
+    known = [name for name in (name.split('.')[0].replace('-', '_') for name in names) if name in _EXTRAS]
+    if not known:
         return None
+    package = known[0]
     return f"{package} is not installed; install it: pip install 'pixnerd-plugin[{_EXTRAS[package]}]'"
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from mmengine.config import Config, DictAction
 
+from pixnerd_plugin import datasets  # noqa: F401 (registers what configs name, or says which package is missing)
+
 from .config_check import check_options, check_parts
 
 

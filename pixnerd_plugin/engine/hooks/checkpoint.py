@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import mmengine.runner.checkpoint
 from mmengine.dist import is_main_process
-from mmengine.fileio import LocalBackend, register_backend
+from mmengine.fileio import LocalBackend, get_file_backend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import HistoryBuffer
 from mmengine.model import is_model_wrapper
@@ -33,6 +37,17 @@ class AtomicLocalBackend(LocalBackend):
         self.put(obj.encode(encoding), filepath)
 
 
+@contextmanager
+def _no_file_client() -> Iterator[None]:
+    """Keep mmengine's ``save_checkpoint`` from making a ``FileClient``, which it does not use and warns about."""
+    original = mmengine.runner.checkpoint.FileClient
+    mmengine.runner.checkpoint.FileClient = SimpleNamespace(infer_client=lambda *args: None)
+    try:
+        yield
+    finally:
+        mmengine.runner.checkpoint.FileClient = original
+
+
 @HOOKS.register_module()
 class AtomicCheckpointHook(CheckpointHook):
     """mmengine's ``CheckpointHook``, made to survive a kill at any moment and a full disk.
@@ -46,7 +61,9 @@ class AtomicCheckpointHook(CheckpointHook):
         max_keep_ckpts: number of latest checkpoints to keep; -1 keeps all.
         keep_every: also keep those whose iteration is a multiple of this; 0 for none.
         log_history: number of values of each logged scalar to keep, in memory and in the checkpoint.
-        kwargs: as for mmengine's ``CheckpointHook``.
+        out_dir: folder to save below, in one named like the work folder; by default the work folder itself.
+        save_optimizer, save_param_scheduler, save_last, save_begin, filename_tmpl, backend_args: as for mmengine's
+            ``CheckpointHook``.
     """
 
     def __init__(
@@ -56,15 +73,37 @@ class AtomicCheckpointHook(CheckpointHook):
         max_keep_ckpts: int = 3,
         keep_every: int = 0,
         log_history: int = 1000,
-        **kwargs: Any,
+        out_dir: str | None = None,
+        save_optimizer: bool = True,
+        save_param_scheduler: bool = True,
+        save_last: bool = True,
+        save_begin: int = 0,
+        filename_tmpl: str | None = None,
+        backend_args: dict[str, Any] | None = None,
     ):
-        kwargs.setdefault('backend_args', dict(backend=BACKEND))
-        super().__init__(interval, by_epoch, max_keep_ckpts=max_keep_ckpts, **kwargs)
+        super().__init__(
+            interval,
+            by_epoch,
+            save_optimizer,
+            save_param_scheduler,
+            out_dir,
+            max_keep_ckpts,
+            save_last,
+            filename_tmpl=filename_tmpl,
+            backend_args=backend_args or dict(backend=BACKEND),
+            save_begin=save_begin,
+        )
         self.keep_every = keep_every
         self.log_history = log_history
 
     def before_train(self, runner: Any) -> None:
-        super().before_train(runner)
+        # Not mmengine's own, which asks its FileClient for what nothing here reads and warns that it is deprecated.
+        self.file_backend = get_file_backend(backend_args=self.backend_args)
+        folder = self.out_dir or runner.work_dir
+        if folder != runner.work_dir:
+            folder = self.file_backend.join_path(folder, os.path.basename(os.path.abspath(runner.work_dir)))
+        self.out_dir: str = folder
+        runner.logger.info(f'Checkpoints will be saved to {self.out_dir}.')
         if is_main_process() and os.path.isdir(self.out_dir):
             remove_leftovers(self.out_dir)
         # Otherwise mmengine warns at every checkpoint that there is no scheduler to save.
@@ -97,15 +136,16 @@ class AtomicCheckpointHook(CheckpointHook):
         name = self.filename_tmpl.format(step)
         path = self.file_backend.join_path(self.out_dir, name)
         try:
-            runner.save_checkpoint(
-                self.out_dir,
-                name,
-                save_optimizer=self.save_optimizer,
-                save_param_scheduler=self.save_param_scheduler,
-                meta=meta,
-                by_epoch=self.by_epoch,
-                backend_args=self.backend_args,
-            )
+            with _no_file_client():
+                runner.save_checkpoint(
+                    self.out_dir,
+                    name,
+                    save_optimizer=self.save_optimizer,
+                    save_param_scheduler=self.save_param_scheduler,
+                    meta=meta,
+                    by_epoch=self.by_epoch,
+                    backend_args=self.backend_args,
+                )
             if is_main_process():
                 self.file_backend.put_text(path, self.file_backend.join_path(runner.work_dir, 'last_checkpoint'))
         except OSError as error:
