@@ -1,11 +1,15 @@
 """Every config reads, stays small and builds the network it says."""
 
+import itertools
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
 
+from pixnerd_plugin.engine.config import load_config
+from pixnerd_plugin.evaluation.generate import picture_size
 from pixnerd_plugin.models.conditioners.embedding_store import TextEmbeddingStore
 from pixnerd_plugin.registry import MODELS
 
@@ -70,3 +74,49 @@ def test_the_baseline_is_a_change_of_the_head():
     config = Config.fromfile(ROOT / 'mm_configs/baseline_l16.py')
     assert config.model.backbone.head == dict(type='LinearHead')
     assert config.model.backbone.depth == 24
+
+
+def lead(path: Path) -> str:
+    """The comment a config begins with."""
+    lines = itertools.takewhile(lambda line: line.startswith('#'), path.read_text().splitlines())
+    return ' '.join(line.removeprefix('#').strip() for line in lines)
+
+
+NUMBERED = [path for path in sorted((ROOT / 'mm_configs').rglob('*.py')) if ' parameters' in lead(path)]
+
+
+@pytest.mark.parametrize('path', NUMBERED, ids=lambda path: path.stem)
+def test_the_number_of_parameters_in_a_comment_is_right(path):
+    (said,) = re.findall(r'([\d.,]+\d)( M)? parameters', lead(path))
+    with torch.device('meta'):
+        counted = sum(p.numel() for p in MODELS.build(Config.fromfile(path).model.backbone).parameters())
+    number, millions = said
+    if millions:
+        decimals = len(number.partition('.')[2])
+        assert number == f'{counted / 1e6:.{decimals}f}'
+    else:
+        assert number == f'{counted:,}'
+
+
+@pytest.mark.parametrize(
+    'path', [*LEAVES, *sorted((ROOT / 'mm_configs/ablations').glob('*.py'))], ids=lambda path: path.stem
+)
+def test_every_name_in_a_config_is_known_and_the_picture_size_fits(path):
+    config = load_config(path)
+    size = picture_size(config)
+    assert [side % config.model.backbone.patch_size for side in size] == [0, 0]
+    (sampled,) = [hook.size for hook in config.custom_hooks if hook.type == 'SampleGridHook']
+    assert size == (sampled, sampled)
+
+
+def test_the_picture_size_is_the_configs_or_the_checkpoints(tmp_path):
+    config = Config(dict(image_size=64))
+    assert picture_size(config, 'not read') == (64, 64)
+    assert picture_size(Config(dict(image_size=(32, 48)))) == (32, 48)
+    trained = ROOT / 'tests/data/v0.1/iter_4.pth'
+    assert picture_size(Config({}), trained) == (16, 16)
+    with pytest.raises(ValueError, match='has no image_size; add image_size=256'):
+        picture_size(Config({}))
+    for wrong in (0, 'large', (1, 2, 3), (8, -8)):
+        with pytest.raises(ValueError, match=r'image_size=.* must be'):
+            picture_size(Config(dict(image_size=wrong)))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import sys
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -100,10 +102,13 @@ class PictureDataset(BaseDataset):
 
 def log_fault(message: str) -> None:
     """Log a fault of the data from any rank or worker."""
-    # At ERROR level, because below it mmengine's logger drops the messages of ranks other than 0. File names need not
-    # be UTF-8.
-    message = message.encode('utf-8', 'backslashreplace').decode()
-    print_log(message, logger='current', level=logging.ERROR)
+    message = message.encode('utf-8', 'backslashreplace').decode()  # file names need not be UTF-8
+    rank = int(os.environ.get('RANK', 0))
+    if rank == 0:
+        print_log(message, logger='current', level=logging.WARNING)
+    else:
+        # Below ERROR, mmengine's logger drops what other ranks say; above, it names its own source file before each.
+        print(f'[rank {rank}] {message}', file=sys.stderr, flush=True)
 
 
 def digest(parts: Iterable[str]) -> str:

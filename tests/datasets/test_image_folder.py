@@ -78,7 +78,7 @@ def test_a_damaged_picture_is_replaced_counted_and_named_once(class_folder, log)
     assert visits[0] == visits[1] == visits[2]
     assert visits[0]['sample_idx'] != index
     assert dataset.num_damaged == 1
-    assert [r.levelno for r in log.records if str(damaged) in r.getMessage()] == [logging.ERROR]
+    assert [r.levelno for r in log.records if str(damaged) in r.getMessage()] == [logging.WARNING]
 
 
 def test_workers_share_the_count_of_damaged_pictures(class_folder):

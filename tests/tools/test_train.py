@@ -1,10 +1,11 @@
 import os
+import re
 import sys
 import time
 
 import pytest
 
-from tests.training import CONFIG, load, run_tool, train
+from tests.training import CONFIG, free_port, load, run_tool, train
 
 TRAIN = [sys.executable, 'tools/train.py', CONFIG]
 SRUN = """#!/bin/sh
@@ -43,6 +44,15 @@ def test_another_recipe_is_refused_unless_forced(tmp_path):
     assert forced.returncode == 0, forced.stderr[-2000:]
     # Two iterations of four samples, then four of two: the data goes on where it was.
     assert load(tmp_path / 'iter_6.pth')['meta']['visits'] == 2 * 4 + 4 * 2
+
+
+@pytest.mark.slow
+def test_a_refused_resume_of_several_processes_ends_with_its_line(tmp_path):
+    command = ['tools/dist_train.sh', CONFIG, '2', '--work-dir', tmp_path, '--resume', tmp_path / 'iter_9.pth']
+    done = run_tool(*command, PORT=free_port())
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert re.fullmatch(r'\[rank [01]\] error: checkpoint .*iter_9\.pth does not exist', last)
 
 
 @pytest.mark.parametrize(('code', 'job', 'status'), [(75, '17', 0), (75, '', 75), (1, '17', 1), (0, '17', 0)])

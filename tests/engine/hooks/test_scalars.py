@@ -40,6 +40,14 @@ def steps(hook, runner, count):
     return seen
 
 
+def test_without_bins_the_losses_alone_are_logged(runner):
+    hook = ScalarsHook(time_bins=0)
+    hook.before_train(runner)
+    steps(hook, runner, 4)
+    assert set(runner.message_hub.log_scalars) == {'train/loss', 'train/loss_flow'}
+    assert len(runner.message_hub.get_scalar('train/loss_flow').data[0]) == 4
+
+
 def test_no_step_between_two_logs_brings_a_number_to_the_host(runner, monkeypatch):
     hook = ScalarsHook(time_bins=4)
     hook.before_train(runner)
