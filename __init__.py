@@ -2,8 +2,9 @@
 
 import sys
 
-# ComfyUI has its own API imported by the time it loads packs. pytest, for one, imports this file without it.
-if 'comfy_api' in sys.modules:
+# ComfyUI has its own API imported by the time it loads packs. pytest, for one, imports this file without it, and, in a
+# folder whose name has a dot, as no package.
+if 'comfy_api' in sys.modules and __package__:
     from .comfy_nodes import comfy_entrypoint  # noqa: F401
 
     WEB_DIRECTORY = './web'

@@ -1,3 +1,4 @@
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -49,3 +50,13 @@ spec.loader.exec_module(importlib.util.module_from_spec(spec))
 assert sys.modules['pixnerd_plugin'] is first
 """
     )
+
+
+def test_pytest_may_import_the_folder_as_no_package():
+    # As it does where the folder's name has a dot, pixnerd-0.1; the stand-ins make it look like ComfyUI.
+    spec = importlib.util.spec_from_file_location('__init__', Path(__file__).parents[2] / '__init__.py')
+    module = importlib.util.module_from_spec(spec)
+    assert module.__package__ == ''
+    assert 'comfy_api' in sys.modules
+    spec.loader.exec_module(module)
+    assert not hasattr(module, 'comfy_entrypoint')

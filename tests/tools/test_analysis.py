@@ -72,7 +72,7 @@ def test_the_linear_head_gets_what_the_field_spends(measure):
 def test_a_sweep_trains_measures_draws_and_goes_on(run, tmp_path):
     classifier = tmp_path / 'classifier.safetensors'
     save_classifier(SmallConvNet(10).eval(), classifier, class_names=list('0123456789'), size=(32, 32), accuracy=0.1)
-    arguments = ['coordinates', '--config', SMALL, '--seeds', 0, '--iters', 21, '--samples', 100]
+    arguments = ['coordinates', '--config', SMALL, '--seeds', 0, '--iters', 4, '--samples', 100]
     arguments += ['--classifier', classifier, '--out', tmp_path / 'out']
     printed = run('sweep.py', *arguments)
     assert '| coordinates dct | 1 |' in printed
@@ -84,7 +84,7 @@ def test_a_sweep_trains_measures_draws_and_goes_on(run, tmp_path):
 
     # An axis that needs no training samples from a network that is there.
     arguments[0] = 'guidance'
-    arguments += ['--checkpoint', tmp_path / 'out/coordinates_dct/seed_0/iter_21.pth']
+    arguments += ['--checkpoint', tmp_path / 'out/coordinates_dct/seed_0/iter_4.pth']
     printed = run('sweep.py', *arguments)
     assert printed.count('| guidance_') == 6
     figure = tmp_path / 'out/guidance.png'
@@ -92,5 +92,5 @@ def test_a_sweep_trains_measures_draws_and_goes_on(run, tmp_path):
     assert 'Sampling' not in run('sweep.py', *arguments, '--only-draw')
     assert figure.is_file()
 
-    with pytest.raises(SystemExit, match='holds results of --iters 21, and this sweep has 22; choose another --out'):
-        run('sweep.py', *arguments, '--iters', 22)
+    with pytest.raises(SystemExit, match='holds results of --iters 4, and this sweep has 5; choose another --out'):
+        run('sweep.py', *arguments, '--iters', 5)

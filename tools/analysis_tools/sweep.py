@@ -10,7 +10,11 @@ import argparse
 import hashlib
 import json
 import re
+import sys
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import options
 
 AXES = ('head', 'normalize', 'width', 'depth', 'coordinates', 'guidance', 'solver')
 FIELD = 'model.backbone.head'
@@ -22,7 +26,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--config', default='mm_configs/ablations/digits_small.py', help='network and data (digits)')
     parser.add_argument('--patches', type=int, nargs='+', default=[8, 16], help='patch sizes of the axis head (8 16)')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1], help='one training each (0 1)')
-    parser.add_argument('--iters', type=int, help="training steps (the config's)")
+    parser.add_argument('--iters', type=options.numbers(2), help="training steps (the config's)")
     parser.add_argument(
         '--checkpoint',
         type=Path,
@@ -60,8 +64,8 @@ def main(args: argparse.Namespace) -> None:
         # One seed of everything before the next seed of anything: a sweep cut short still compares.
         for seed in args.seeds:
             for variants in trained.values():
-                for name, options in variants.items():
-                    run_variant(args, config, classifier, scorer, name, options, seed)
+                for name, entries in variants.items():
+                    run_variant(args, config, classifier, scorer, name, entries, seed)
         for axis in args.axes:
             if axis not in trained:
                 run_sampling(args, config, classifier, scorer, axis)
@@ -116,14 +120,14 @@ def trained_variants(axis: str, config, patches: list[int]) -> dict[str, dict]:
     if axis == 'head':
         variants = {}
         for patch in patches:
-            options = {'model.backbone.patch_size': patch}
+            entries = {'model.backbone.patch_size': patch}
             if config.model.loss.teacher is not None:
-                options['model.loss.teacher.patch_size'] = patch
+                entries['model.loss.teacher.patch_size'] = patch
             base = config.copy()
-            base.merge_from_dict(options)
-            variants[f'field, patch {patch}'] = options
+            base.merge_from_dict(entries)
+            variants[f'field, patch {patch}'] = entries
             for name, measure in (('equal parameters', count_parameters), ('equal compute', count_flops)):
-                variants[f'linear, {name}, patch {patch}'] = {**options, **match_linear(base, measure)}
+                variants[f'linear, {name}, patch {patch}'] = {**entries, **match_linear(base, measure)}
         return variants
     values = dict(
         normalize=['fc1', 'fc1_fc2', 'fc1_fc2_output'],
@@ -193,7 +197,7 @@ def run_folder(out: Path, name: str, seed: int) -> Path:
     return out / re.sub(r'\W+', '_', name) / f'seed_{seed}'
 
 
-def run_variant(args, config, classifier, scorer, name: str, options: dict, seed: int) -> None:
+def run_variant(args, config, classifier, scorer, name: str, entries: dict, seed: int) -> None:
     """Train and measure one variant in one seed, unless its result is there."""
     import time
 
@@ -202,26 +206,28 @@ def run_variant(args, config, classifier, scorer, name: str, options: dict, seed
     work_dir = run_folder(args.out, name, seed)
     if (work_dir / 'result.json').is_file():
         return
-    options = {**run_options(config, classifier, args.iters), **options}
+    entries = {**run_options(config, classifier, args.iters), **entries}
     print(f'Training {name}, seed {seed}: {work_dir}', flush=True)
     start = time.process_time()
-    checkpoint = study.train_variant(args.config, options, work_dir, seed)
+    checkpoint = study.train_variant(args.config, entries, work_dir, seed)
     seconds = time.process_time() - start
-    result = study.measure_variant(args.config, options, checkpoint, scorer, args.samples)
+    result = study.measure_variant(args.config, entries, checkpoint, scorer, args.samples)
     study.save_result(work_dir / 'result.json', dict(name=name, seed=seed, cpu_seconds=seconds, **result))
 
 
 def run_options(config, classifier: Path, iters: int | None) -> dict:
     """Entries that every run of a sweep has: its length, and the classifier as teacher where there is one."""
-    options: dict = {}
+    entries: dict = {}
     if config.model.loss.teacher is not None:
-        options['model.loss.teacher.weights'] = str(classifier)
+        entries['model.loss.teacher.weights'] = str(classifier)
     if iters:
         warm_up = min(config.param_scheduler[0].end, iters // 2)
-        options |= {'param_scheduler.0.end': warm_up, 'param_scheduler.1.begin': warm_up}
-        options |= {'train_cfg.max_iters': iters, 'param_scheduler.1.end': iters}
-        options |= {'default_hooks.checkpoint.interval': iters, 'custom_hooks.0.interval': iters}
-    return options
+        entries |= {'param_scheduler.0.end': warm_up, 'param_scheduler.1.begin': warm_up}
+        entries |= {'train_cfg.max_iters': iters, 'param_scheduler.1.end': iters}
+        entries |= {'default_hooks.checkpoint.interval': iters, 'custom_hooks.0.interval': iters}
+        # A short run logs often enough for a curve.
+        entries['default_hooks.logger.interval'] = min(config.default_hooks.logger.interval, max(1, iters // 10))
+    return entries
 
 
 def run_sampling(args, config, classifier, scorer, axis: str) -> None:
@@ -231,9 +237,9 @@ def run_sampling(args, config, classifier, scorer, axis: str) -> None:
     from pixnerd_plugin.evaluation.generate import load_model, picture_size
     from pixnerd_plugin.registry import MODELS
 
-    options, seed = run_options(config, classifier, args.iters), args.seeds[0]
-    checkpoint = args.checkpoint or study.train_variant(args.config, options, run_folder(args.out, 'base', seed), seed)
-    model = load_model(load_config(args.config, options), str(checkpoint), 'cpu')
+    entries, seed = run_options(config, classifier, args.iters), args.seeds[0]
+    checkpoint = args.checkpoint or study.train_variant(args.config, entries, run_folder(args.out, 'base', seed), seed)
+    model = load_model(load_config(args.config, entries), str(checkpoint), 'cpu')
     for sampler in sampling_variants(axis, config):
         path = args.out / axis / f'{sampler_name(axis, sampler)}.json'
         if not path.is_file():
