@@ -1,7 +1,6 @@
 import io
 import os
 import pickle
-import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch.utils.data import DataLoader
 from pixnerd_plugin.datasets.shard_scan import scan_shard
 from pixnerd_plugin.datasets.shards import PAIR, Shard, ShardIndex, ShardReader, write_shard_index
 from pixnerd_plugin.registry import DATA_SAMPLERS, DATASETS
+from tests.training import run_tool
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'build_shard_index.py'
 PIPELINE = [
@@ -53,9 +53,9 @@ def shards(tmp_path, png):
 
 
 def build_index(*args, check=True):
-    environment = dict(os.environ, PYTHONPATH=str(TOOL.parents[1]))
-    command = [sys.executable, str(TOOL), *map(str, args), '--workers', '1']
-    return subprocess.run(command, capture_output=True, text=True, check=check, env=environment)
+    done = run_tool(sys.executable, TOOL, *args, '--workers', '1')
+    assert done.returncode == 0 or not check, done.stderr
+    return done
 
 
 def shard_dataset(root, index, pipeline=PIPELINE, **kwargs):

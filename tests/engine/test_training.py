@@ -178,7 +178,7 @@ def test_mistakes_end_in_one_line(tmp_path, uninterrupted, monkeypatch):
         'absent.py does not exist': ['absent.py'],
         'gone.pth does not exist': [CONFIG, '--resume', tmp_path / 'gone.pth'],
         'cut.pth is cut short': [CONFIG, '--resume', cut],
-        'Nothing is not in the pixnerd::model registry': [CONFIG, '--cfg-options', 'model.backbone.type=Nothing'],
+        'model.backbone.type=Nothing is not known': [CONFIG, '--cfg-options', 'model.backbone.type=Nothing'],
         "data_root 'nowhere' does not exist": [CONFIG, '--cfg-options', *IMAGE_FOLDER],
         'no auto_scale_lr': [CONFIG, '--auto-scale-lr'],
         'use tools/dist_train.sh': [CONFIG, '--launcher', 'pytorch'],

@@ -35,7 +35,8 @@ def test_real_digits_are_recognised():
     demo = runpy.run_path(str(SCRIPT))
     from pixnerd_plugin.datasets import DigitsDataset
 
-    digits = [DigitsDataset(size=32, split='test')[i] for i in range(50)]
+    dataset = DigitsDataset(size=32, split='test')
+    digits = [dataset[i] for i in range(50)]
     images, labels = np.stack([digit['img'] for digit in digits]), np.array([digit['label'] for digit in digits])
     assert demo['recognise'](images, labels) > 0.95
     assert demo['recognise'](np.zeros_like(images), labels) < 0.3

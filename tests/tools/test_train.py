@@ -1,7 +1,6 @@
 import os
 import re
 import sys
-import time
 
 import pytest
 
@@ -35,7 +34,6 @@ def test_a_dry_run_says_what_training_costs_and_writes_nothing(tmp_path):
 @pytest.mark.slow
 def test_another_recipe_is_refused_unless_forced(tmp_path):
     train(tmp_path, train_cfg__max_iters=2)
-    time.sleep(1)
     command = [*TRAIN, '--work-dir', tmp_path, '--resume', '--cfg-options', 'optim_wrapper.optimizer.lr=0.5']
     done = run_tool(*command)
     assert done.returncode == 1

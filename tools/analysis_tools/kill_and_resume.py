@@ -94,6 +94,7 @@ def run_under_fire(args, processes: int, whole: Path, parts: Path, moments: rand
                 os.kill(pid, signal.SIGKILL)
         process.wait()
         wait_for_end(alive)
+        time.sleep(1)  # mmengine names the log of a start by the second
         steps = read_scalars(parts)
         starts.append(max(steps, default=0))
         print(f'kill {kill + 1}: {"one process" if one else "all processes"}, logged up to {starts[-1]}', flush=True)
