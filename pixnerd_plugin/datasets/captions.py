@@ -27,7 +27,8 @@ def parse_captions(encoded: bytes, suffix: str, key: str = 'caption') -> list[st
         key: field of a `.json`.
 
     Raises:
-        ValueError: more than `MAX_CAPTION_BYTES`, not UTF-8, not JSON, no such field, or nothing in it.
+        ValueError: if there are more than `MAX_CAPTION_BYTES`, they are not UTF-8 or not JSON, or they have no such
+            field or no caption.
     """
     if len(encoded) > MAX_CAPTION_BYTES:
         raise ValueError(f'more than {MAX_CAPTION_BYTES} bytes of captions')
@@ -42,7 +43,7 @@ def parse_captions(encoded: bytes, suffix: str, key: str = 'caption') -> list[st
         if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
             raise ValueError(f'the JSON field {key!r} is neither a string nor a list of strings')
     captions = [caption.strip() for caption in captions if caption.strip()]
-    # JSON can hold half of a surrogate pair, which no tokenizer takes.
+    # JSON can hold half of a surrogate pair, which no tokenizer accepts.
     if any(not caption.isprintable() and _has_surrogates(caption) for caption in captions):
         raise ValueError('a caption in it is not valid Unicode')
     if not captions:

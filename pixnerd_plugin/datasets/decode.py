@@ -1,4 +1,4 @@
-"""Decoding one picture that anybody may have made."""
+"""Decoding a picture that may be damaged or hostile."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from PIL import Image, ImageOps
 
 from .faults import DamagedPicture
 
-# Pillow knows more formats by their content, whatever a file is called; for one of them it starts Ghostscript.
+# Pillow recognises more formats by their content, whatever the file's name; for one of them it starts Ghostscript.
 FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'TIFF', 'WEBP')
 
-# As many as pixels of 3 bytes that Pillow decodes by default.
+# The size of the largest image that Pillow decodes by default, at 3 bytes a pixel.
 MAX_PICTURE_BYTES = 2**28
 
-# What Pillow's decoders were seen to raise on damaged files.
+# Exceptions that Pillow's decoders were seen to raise on damaged files.
 _DECODE_ERRORS = (
     OSError,
     EOFError,
@@ -43,13 +43,13 @@ def decode_picture(source: str | os.PathLike[str] | bytes, exif_orientation: boo
     """Decode a file, or the bytes of one, to RGB.
 
     Raises:
-        DamagedPicture: it cannot be decoded, is no picture of `FORMATS`, or has more than `MAX_PICTURE_BYTES` or more
+        DamagedPicture: if it cannot be decoded, has none of `FORMATS`, is larger than `MAX_PICTURE_BYTES`, or has more
             pixels than Pillow's ``Image.MAX_IMAGE_PIXELS``.
     """
     try:
         with _opened(source) as file, warnings.catch_warnings():
             warnings.simplefilter('error', Image.DecompressionBombWarning)
-            # A file of ours, not its path: Pillow would map it, and die when it is cut short meanwhile.
+            # An open file instead of its path, which Pillow would map: if it is then truncated, the process dies.
             with Image.open(file, formats=_formats()) as picture:
                 picture.load()
                 if exif_orientation:
@@ -62,7 +62,7 @@ def decode_picture(source: str | os.PathLike[str] | bytes, exif_orientation: boo
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """Convert a picture of any mode to RGB: transparency over white, 16 bits to their upper 8."""
+    """Convert a picture of any mode to RGB: transparency goes over white, and 16 bits are cut to the upper 8."""
     if picture.mode == 'F':
         raise DamagedPicture('floating-point pixels, whose white is unknown')
     if picture.mode.startswith('I'):

@@ -89,7 +89,7 @@ def _kind(suffix: str) -> str | None:
 
 
 def _regular_members(path: str, problems: list[Problem]) -> Iterator[Member]:
-    """Yield the whole, regular, safely named members, adding what else there is to `problems`."""
+    """Yield complete regular members with safe names, and add the others to `problems`."""
     for member in read_members(path):
         if not member.problem:
             yield member
@@ -100,5 +100,5 @@ def _regular_members(path: str, problems: list[Problem]) -> Iterator[Member]:
 
 
 def _printable(name: str) -> str:
-    """A name as a line of a log or a terminal can hold it."""
+    """A name made safe for a line of a log or a terminal."""
     return name if name.isprintable() else ascii(name)

@@ -1,11 +1,11 @@
 """Tar shards in webdataset layout, read map-style through an index.
 
-The index is one file: a record of 32 bytes for each pair (`PAIR`), then a JSON footer that describes the shards, then
-the footer's length and a magic number. Records are read from the file as they are asked for, through the page cache,
-which all ranks and workers share, so the number of pairs costs next to no memory per process and no time at the start.
+The index is one file: a record of 32 bytes for each pair (`PAIR`), a JSON footer that describes the shards, the
+footer's length, and a magic number. Records are read on demand through the page cache, which all ranks and workers
+share, so more pairs cost almost no memory per process and no time at the start.
 
-The footer has a checksum of each block of `BLOCK` records, checked whenever one of them is read, and one of all.
-An index of version 0.1 has that one only, which is then checked when it is opened.
+The footer has a checksum of each block of `BLOCK` records, compared whenever one of them is read, and one of all
+records. An index of version 0.1 has only the latter, which is then compared when the index is opened.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ _MAGIC = b'PNSHARD1'
 _TAIL = len(_MAGIC) + 8
 
 BLOCK = 256
-"""Records that share a checksum: 8 KiB, read with each of them."""
+"""Number of records that share a checksum. Reading one reads all of them, 8 KiB."""
 
-# Bounds of a stranger's index. One without checksums of its blocks is read whole: 4 GiB.
+# Limits for an untrusted index. One without checksums of its blocks is read as a whole, up to 4 GiB.
 MAX_SHARDS, MAX_PAIRS, MAX_PAIRS_READ = 2**20, 2**30, 2**27
-# Beside records, a footer of so many bytes; parsed, it takes 30 times its size.
+# Limit of the footer: a fixed size, plus a share of the file. Parsing takes 30 times its size.
 _MAX_FOOTER, _FOOTER_SHARE = 2**22, 32
 
 
 def _is_inside(name: Any) -> bool:
-    """Whether a name from an index stays in the shards' folder, whatever the system."""
+    """Whether a name from an index stays inside the shards' folder, on every system."""
     if type(name) is not str or not 0 < len(name) <= 4096 or '\0' in name or name.startswith('/'):
         return False
     return not PureWindowsPath(name).anchor and '..' not in name.replace('\\', '/').split('/')
@@ -92,7 +92,7 @@ class Pair(NamedTuple):
 
 
 def write_shard_index(path: str, shards: Iterable[tuple[Shard, np.ndarray]]) -> None:
-    """Write an index atomically, from each shard and its pairs (their `shard` field is filled in here)."""
+    """Write an index atomically from each shard and its pairs, whose `shard` field is filled in here."""
     written, sha, checksums, pending = [], hashlib.sha256(), bytearray(), b''
     size = BLOCK * PAIR.itemsize
     with atomic_path(path) as temporary, open(temporary, 'wb') as file:
@@ -117,8 +117,9 @@ class ShardIndex:
     """An index file: ``index[i]`` is a `Pair`, `shards` their files, `fingerprint` its identity. Pickled as its path.
 
     Raises:
-        FileNotFoundError, ValueError: it is absent, damaged, or names a file outside the shards' folder; ``index[i]``
-            raises ValueError where the record does not fit its checksum or its shard.
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged or names a file outside the shards' folder. ``index[i]`` raises it if the record
+            does not match its checksum or its shard.
     """
 
     def __init__(self, path: str):
@@ -132,7 +133,7 @@ class ShardIndex:
         except ValueError as error:
             raise ValueError(f'{path!r} is no whole shard index: {error}; {self._rebuild} again') from None
         self.shards = [Shard(*row) for row in footer['shards']]
-        # Of the same text as before there were checksums of blocks, so that runs go on after the index is built anew.
+        # Leaves out the checksums of blocks, so that runs can resume after an older index has been built again.
         described = dict(shards=self.shards, records_sha256=footer['records_sha256'])
         self.fingerprint = digest([json.dumps(described)])
         self._starts = np.cumsum([0, *(shard.num_pairs for shard in self.shards)])
@@ -298,7 +299,7 @@ class ShardDataset(CaptionedDataset):
         return self._where(self.index[index])
 
     def captions(self, index: int) -> list[str]:
-        """The captions of a pair, without reading its picture; as in a sample, one empty one if there is none."""
+        """The captions of a pair, the same as in its sample, without reading its picture."""
         return self._with_captions(index, self.index[index], {})['captions']
 
     def get_data_info(self, idx: int) -> dict[str, Any]:

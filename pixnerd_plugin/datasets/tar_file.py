@@ -1,7 +1,7 @@
-"""The members of a tar file, without trusting it: always forwards, in bounded memory, on behind what is broken.
+"""Reading the members of an untrusted tar file: always forwards, in bounded memory, continuing after broken parts.
 
-Python's tarfile reads extended headers of any size into memory, follows sizes below zero, and searches a sparse file
-to its end.
+Python's tarfile reads extended headers of any size into memory, accepts negative sizes, and searches a sparse file to
+its end.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 BLOCK = 512
 
-# A long name, or the extended header of pax. Writers keep to some hundred bytes.
+# A long name, or the extended header of pax. Writers use a few hundred bytes.
 MAX_EXTENDED = 2**16
 
-# Bytes that are searched for a header, at each broken place and in all: a broken picture is behind it soon.
+# Bytes to search for a header, at each broken place and in total: the next header is not far after a broken picture.
 MAX_GAP, MAX_GAPS = 2**26, 2**28
 
 _CHUNK = 2**20
@@ -25,7 +25,7 @@ _PAX_RECORD = re.compile(rb'(\d{1,6}) ([^=]{1,200})=')
 
 
 class Member(NamedTuple):
-    """A member: ``problem`` is empty where it is a regular file, whole and named inside its folder."""
+    """A member; ``problem`` is empty if it is a complete regular file with a name inside its folder."""
 
     name: str
     offset: int
@@ -40,9 +40,9 @@ class _Header(NamedTuple):
 
 
 def read_members(path: str) -> Iterator[Member]:
-    """Yield the members in their order, and what is broken between them, as a member without a name.
+    """Yield the members in order, and each broken part between them as a member without a name.
 
-    ``offset`` and ``size`` are of the content, in bytes.
+    ``offset`` and ``size`` are those of the content, in bytes.
     """
     end = os.path.getsize(path)
     with open(path, 'rb', buffering=0) as file:
@@ -97,13 +97,13 @@ def _member(header: _Header, content: int, end: int) -> Member:
 
 
 def _parse(block: bytes) -> _Header | None:
-    """A header, if its checksum is right."""
+    """The header, or None if its checksum is wrong."""
     checksum, size = _number(block[148:156], 8), _number(block[124:136], 8)
     if len(block) < BLOCK or checksum is None or size is None:
         return None
     rest = block[:148] + block[156:]
     total = sum(rest) + 8 * ord(' ')
-    # Old writers took the bytes for signed ones.
+    # Old writers summed signed bytes.
     if checksum not in (total, total - 256 * sum(byte > 127 for byte in rest)):
         return None
     name, prefix = block[:100].split(b'\0')[0], block[345:500].split(b'\0')[0]
@@ -135,7 +135,7 @@ def _pax_records(content: bytes) -> dict[bytes, bytes]:
 
 
 def _find_header(file: int, start: int, stop: int) -> tuple[int, bool]:
-    """The first block from ``start`` with a right header, or ``stop``; and whether the bytes before it are all zero."""
+    """The first valid header from ``start``, or ``stop``; and whether the bytes before it are all zero."""
     is_zero = True
     for position in range(start, stop, _CHUNK):
         chunk = _read_at(file, position, min(_CHUNK, stop - position))

@@ -17,11 +17,11 @@ from .config_check import check_options, check_parts
 
 
 def load_config(path: str | Path, options: Mapping[str, Any] | Sequence[str] = ()) -> Any:
-    """Read a config file and merge ``options`` into it: dotted names to values, or texts such as ``'a.b=1'``.
+    """Read a config file and merge ``options`` into it: dotted names to values, or strings such as ``'a.b=1'``.
 
     Raises:
         FileNotFoundError: if the file or one of its bases is missing.
-        ValueError: if an option or an argument of a part is not known; the message names the nearest that is.
+        ValueError: if an option or an argument of a part is unknown; the message names the nearest known one.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f'config {path} does not exist; the configs that come with PixNerd are in mm_configs/')
@@ -37,10 +37,10 @@ def load_config(path: str | Path, options: Mapping[str, Any] | Sequence[str] = (
 
 
 def parse_options(texts: Sequence[str]) -> dict[str, Any]:
-    """What ``--cfg-options`` takes, ``'model.backbone.depth=4'``, as mmengine reads it.
+    """Parse the values of ``--cfg-options``, such as ``'model.backbone.depth=4'``, as mmengine does.
 
     Raises:
-        ValueError: naming the text that is no KEY=VALUE.
+        ValueError: if one is not KEY=VALUE; the message names it.
     """
     if wrong := [text for text in texts if not text.partition('=')[0].strip() or '=' not in text]:
         raise ValueError(f'--cfg-options {wrong[0]}: not KEY=VALUE, such as model.backbone.depth=4')

@@ -1,4 +1,4 @@
-"""Names in a config that nothing would read: mmengine takes a misspelt one without a word, or with a traceback."""
+"""Find unknown names in a config: mmengine ignores a misspelt one silently, or raises a traceback."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from pixnerd_plugin import registry as ours
 
-# The registry of the parts below each of these names.
+# The registry of the parts below each name.
 _REGISTRIES: dict[str, Any] = {
     'model': ours.MODELS,
     'feature_extractor': ours.MODELS,
@@ -36,9 +36,9 @@ _REGISTRIES: dict[str, Any] = {
     'collate_fn': mmengine.FUNCTIONS,
 }
 _TOP_PARTS = set(_REGISTRIES) - {'optimizer', 'vis_backends', 'dataset', 'pipeline', 'sampler', 'collate_fn'}
-# Where a part of one registry holds parts of another.
+# Names under which a part holds parts of another registry.
 _INNER = {'optim_wrapper': ('optimizer',), 'visualizer': ('vis_backends',), 'dataset': ('pipeline',)}
-# Read by whoever builds the part, before the part sees them.
+# Arguments that whoever builds the part removes first.
 _CONSUMED: dict[str, set[str]] = {
     'optim_wrapper': {'optimizer', 'constructor', 'paramwise_cfg'},
     'param_scheduler': {'convert_to_iter_based'},
@@ -46,15 +46,15 @@ _CONSUMED: dict[str, set[str]] = {
     'default_hooks': {'priority'},
     'custom_hooks': {'priority'},
 }
-# Entries beside the Runner's own arguments: the tools' and mmengine's.
+# Entries besides the Runner's own arguments, read by the tools or mmengine.
 _TOP = {'image_size', 'feature_extractor', 'auto_scale_lr', 'custom_imports', 'env_cfg', 'resume_anyway'}
 
 
 def check_options(config: Any, options: Mapping[str, Any]) -> None:
-    """Check that what ``options`` (dotted names to values) change is there, or is known to mmengine's Runner.
+    """Check that ``options`` (dotted names to values) change entries that exist, or that mmengine's Runner knows.
 
     Raises:
-        ValueError: naming the option and the nearest name.
+        ValueError: if one does not; the message names it and the nearest known name.
     """
     known = {*inspect.signature(Runner.__init__).parameters, *_TOP} - {'self', 'cfg'}
     for option in options:
@@ -78,13 +78,13 @@ def check_options(config: Any, options: Mapping[str, Any]) -> None:
 
 
 def check_parts(config: Any, options: Mapping[str, Any]) -> None:
-    """Check that every part of a config is registered and takes the arguments it is given.
+    """Check that every part of a config is registered and accepts its arguments.
 
     Raises:
-        ValueError: naming the entry, where it is from and the nearest known name.
+        ValueError: if one does not; the message names the entry, the file or option it is from, and the nearest name.
     """
     scope = config.get('default_scope') or ours.SCOPE
-    # A name is looked for in the config's scope, as the Runner will.
+    # Look up names in the config's scope, as the Runner does.
     with DefaultScope.overwrite_default_scope(scope):
         found = [_problem(path, group, part) for path, group, part in _parts(config)]
     problems = [problem for problem in found if problem is not None]
@@ -98,7 +98,7 @@ def check_parts(config: Any, options: Mapping[str, Any]) -> None:
 
 
 def _tables() -> dict[str, set[str]]:
-    """Entries that are no parts and have a fixed set of names."""
+    """Entries that are not parts, and the names that each may have."""
     loader = {*inspect.signature(DataLoader.__init__).parameters, 'num_batch_per_epoch'} - {'self'}
     return {
         'randomness': {*inspect.signature(Runner.set_randomness).parameters} - {'self'},
@@ -109,7 +109,7 @@ def _tables() -> dict[str, set[str]]:
 
 
 def _parts(config: Any) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """Every dict with a ``type``: its dotted name, the name in ``_REGISTRIES`` above it, and itself."""
+    """Yield every dict with a ``type``: its dotted name, the name in ``_REGISTRIES`` above it, and the dict."""
 
     def walk(path: str, group: str, value: Any) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
         if isinstance(value, Mapping):
@@ -129,12 +129,12 @@ def _parts(config: Any) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
 
 
 def _problem(path: str, group: str, part: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The entry of a part that is wrong, and what is wrong with it."""
+    """The first wrong entry of a part, and what is wrong with it."""
     registry, kind = _REGISTRIES[group], part['type']
     built = registry.get(kind) if isinstance(kind, str) else kind
     if built is None:
         names = {*registry.module_dict, *(registry.parent.module_dict if registry.parent else ())}
-        # A transform that is not known may be one of mmcv's, which are there when mmcv is.
+        # An unknown transform may be one of mmcv's, if mmcv is not installed.
         absent = group == 'pipeline' and find_spec('mmcv') is None
         hint = ' (mmcv is not installed: pip install mmcv-lite)' if absent else ''
         return f'{path}.type', f'={kind} is not known{_nearest(kind, names)}{hint}'
@@ -149,9 +149,9 @@ def _problem(path: str, group: str, part: Mapping[str, Any]) -> tuple[str, str] 
 
 
 def accepted_arguments(part: Any) -> set[str] | None:
-    """The names of the arguments that a class or function takes; None if it may take any.
+    """The names of the arguments that a class or function accepts; None if it may accept any.
 
-    ``**kwargs`` that go on to ``super().__init__`` are the base class's arguments.
+    ``**kwargs`` passed on to ``super().__init__`` stand for the base class's arguments.
     """
     functions = [part]
     if inspect.isclass(part):

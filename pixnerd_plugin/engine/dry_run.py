@@ -22,7 +22,7 @@ _GIB = 2**30
 
 @contextmanager
 def scratch_folder(config: Any) -> Iterator[None]:
-    """Let all that ``config`` writes go to a folder that is removed afterwards, and its log say warnings only."""
+    """Make ``config`` write to a temporary folder and log only warnings."""
     with TemporaryDirectory() as folder:
         config.work_dir, config.log_level, config.visualizer = folder, 'WARNING', dict(type='Visualizer')
         yield

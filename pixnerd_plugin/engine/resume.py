@@ -19,17 +19,18 @@ from .hooks.scalars import forget_scalars_after
 
 
 def set_resume(config: Any, checkpoint: str, force: bool = False) -> None:
-    """Let ``config`` resume from ``checkpoint``, or with ``'auto'`` from the last of its work folder, if there is one.
+    """Make ``config`` resume from ``checkpoint``; ``'auto'`` means the last one in its work folder, if there is one.
 
-    Rank 0 looks for it, and all processes take what it finds; each raises what it raises.
+    Rank 0 looks for the checkpoint, and all processes use its result, or raise its error.
 
     Args:
-        config: of the run, its ``work_dir`` set.
+        config: config of the run, with ``work_dir`` set.
         checkpoint: a file, or ``'auto'``.
-        force: go on even if config, versions or data have changed.
+        force: resume even if config, versions or data have changed.
 
     Raises:
-        FileNotFoundError, ValueError: as of :func:`find_checkpoint` and :func:`require_checkpoint`.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it, or every checkpoint in the folder, is damaged.
     """
     outcome: list[Any] = [None]
     if is_main_process():
@@ -49,10 +50,10 @@ def set_resume(config: Any, checkpoint: str, force: bool = False) -> None:
 
 
 def load_initial_weights(model: Any, path: str) -> None:
-    """Start from the network of a file in any layout; mmengine would leave out in silence what does not fit.
+    """Start from the network of a file in any layout. (mmengine would silently skip weights that do not fit.)
 
     Raises:
-        FileNotFoundError, ValueError: as of :func:`~pixnerd_plugin.checkpoints.load_into`.
+        FileNotFoundError, ValueError: as :func:`~pixnerd_plugin.checkpoints.load_into` does.
     """
     model = model.module if is_model_wrapper(model) else model
     load_into(model.backbone, path)
@@ -62,7 +63,7 @@ def load_initial_weights(model: Any, path: str) -> None:
         if own == {name: tensor.shape for name, tensor in projector.items()}:
             model.loss.projector.load_state_dict({name: tensor.read() for name, tensor in projector.items()})
         else:
-            print(f'The projector of {path} is of another size; the alignment loss starts with a new one.')
+            print(f'The projector of {path} has another size; the alignment loss starts with a new one.')
 
 
 def find_checkpoint(work_dir: str | Path) -> Path | None:

@@ -1,4 +1,4 @@
-"""Measuring what a model draws; importing this registers the feature extractors."""
+"""Measuring a model's samples; importing this registers the feature extractors."""
 
 from .classifier import ClassifierFeatures, ClassifierTeacher
 from .features import DINOv2Features, FeatureExtractor, Features

@@ -1,4 +1,4 @@
-"""A small classifier of the training set's own classes: it scores small pictures, and serves as teacher on a CPU."""
+"""A small classifier of the training set's own classes, to score small pictures, and as a teacher on a CPU."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _DESCRIPTION = dict(
 
 
 class SmallConvNet(nn.Module):
-    """Five convolutions with batch normalisation, the mean over the picture, and a linear layer: 0.2 M parameters."""
+    """Convolutions with batch normalisation, the mean over the picture, and a linear layer: 0.2 M parameters."""
 
     def __init__(self, num_classes: int, widths: tuple[int, int, int] = (32, 64, 96)):
         super().__init__()
@@ -65,7 +65,7 @@ def train_classifier(
     seed: int = 0,
     callback: Callable[[int, float], None] | None = None,
 ) -> SmallConvNet:
-    """Train on uint8 ``images (N, 3, H, W)`` with ``labels (N,)``; ``callback`` gets each step and its loss."""
+    """Train on uint8 ``images (N, 3, H, W)`` with ``labels (N,)``; call ``callback`` with each step and its loss."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = SmallConvNet(num_classes).train()
@@ -88,7 +88,7 @@ def train_classifier(
 
 @torch.no_grad()
 def accuracy(net: SmallConvNet, images: Tensor, labels: Tensor) -> float:
-    """Share of uint8 ``images (N, 3, H, W)`` that are given their label."""
+    """Share of uint8 ``images (N, 3, H, W)`` that are classified as their label."""
     chunks = zip(images.split(500), labels.split(500), strict=True)
     right = [(net(batch.float() / 127.5 - 1)[2].argmax(1) == truth) for batch, truth in chunks]
     return torch.cat(right).float().mean().item()
@@ -101,16 +101,17 @@ def save_classifier(net: SmallConvNet, path: str | Path, **description: Any) -> 
 
 
 def read_description(path: str | Path) -> dict[str, Any]:
-    """What :func:`save_classifier` said of the weights.
+    """The description that :func:`save_classifier` wrote with the weights.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such file, or it is no classifier.
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a classifier, or damaged.
     """
     return _open(path)[0]
 
 
 def _open(path: str | Path) -> tuple[dict[str, Any], Tensors]:
-    """The description and the tensors, which fit each other; none is read."""
+    """The description and the tensors, checked against each other; no tensor is read yet."""
     path = Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(f'classifier {path} does not exist; train one with tools/train_classifier.py')
@@ -147,7 +148,7 @@ class ClassifierFeatures(FeatureExtractor):
     """Features and logits of a classifier that ``tools/train_classifier.py`` trained on the model's own classes.
 
     Args:
-        weights: its file.
+        weights: file of the classifier.
     """
 
     name = 'classifier'
@@ -171,12 +172,13 @@ class ClassifierFeatures(FeatureExtractor):
 
 @MODELS.register_module()
 class ClassifierTeacher:
-    """The same classifier as target of representation alignment, where a DINOv2 is too much: its last maps, one token
-    a patch of the student.
+    """The classifier as a teacher for representation alignment, where a DINOv2 is too large.
+
+    Its last feature maps give one token for each patch of the student.
 
     Args:
-        weights: its file.
-        patch_size: pixels on a side of the student's patch.
+        weights: file of the classifier.
+        patch_size: side of the student's patch in pixels.
     """
 
     def __init__(self, weights: str | Path, patch_size: int = 8):

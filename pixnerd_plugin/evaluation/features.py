@@ -1,4 +1,4 @@
-"""What image quality is measured in: networks that turn pictures into features."""
+"""Feature extractors: the networks in whose features image quality is measured."""
 
 from __future__ import annotations
 
@@ -40,26 +40,26 @@ class Features:
 
 
 class FeatureExtractor(ABC):
-    """Pictures to features, with frozen weights from a local file. Register a subclass in ``MODELS`` and name it in a
-    config: ``feature_extractor=dict(type='MyFeatures', ...)``.
+    """Pictures to features, with frozen weights from a local file.
 
-    A subclass sets ``network``, a :class:`~pixnerd_plugin.models.frozen.FrozenModel`, which loads at the first call.
+    Register a subclass in ``MODELS`` and name it in a config: ``feature_extractor=dict(type='MyFeatures', ...)``. A
+    subclass sets ``network``, a :class:`~pixnerd_plugin.models.frozen.FrozenModel`, which loads at the first call.
     """
 
     network: FrozenModel
 
     name: str
-    """What results are labelled with; the Fréchet distance is called FID only where this is ``'Inception'``."""
+    """The label of results; the Fréchet distance is called FID only if this is ``'Inception'``."""
 
     dim: int
-    """Width ``D`` of ``pool``; a Fréchet distance needs more pictures than this."""
+    """Width ``D`` of ``pool``; a Fréchet distance needs more pictures than that."""
 
     num_classes: int | None = None
-    """Number of logits if they are the classes of the model that is measured; its samples' accuracy is then given."""
+    """Number of logits, if they are the classes of the measured model; results then include the samples' accuracy."""
 
     @abstractmethod
     def __call__(self, images: Tensor) -> Features:
-        """uint8 ``(B, 3, H, W)`` to features, on the device chosen with :meth:`to`."""
+        """Convert uint8 ``(B, 3, H, W)`` to features, on the device chosen with :meth:`to`."""
 
     def to(self, device: torch.device | str) -> FeatureExtractor:
         self.network.to(device)
@@ -68,11 +68,11 @@ class FeatureExtractor(ABC):
 
 @MODELS.register_module()
 class DINOv2Features(FeatureExtractor):
-    """DINOv2's class token, as in FD-DINOv2 (Stein et al., 2023), pictures resized bicubically to 224x224.
+    """DINOv2's class token, as in FD-DINOv2 (Stein et al., 2023), for pictures resized bicubically to 224x224.
 
     Args:
         model: folder of a DINOv2 in transformers layout, or its hub id if it is in the local cache.
-        size: side in pixels of what the network reads, a multiple of 14.
+        size: side in pixels of the network's input, a multiple of 14.
     """
 
     name = 'DINOv2'

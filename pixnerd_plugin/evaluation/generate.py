@@ -1,4 +1,4 @@
-"""Drawing many pictures with a trained model, each from a seed of its own."""
+"""Drawing many pictures with a trained model, each from its own seed."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from pixnerd_plugin.registry import MODELS
 
 
 def load_model(config: Any, checkpoint: str, device: torch.device | str) -> Any:
-    """The mmengine model of a config, ready to sample, with the EMA weights of a checkpoint in any layout."""
+    """Build the model of a config, ready to sample, with the EMA weights of a checkpoint in any layout."""
     model = MODELS.build(dict(config.model, loss=None)).to(device).eval()
     load_into(model.backbone, checkpoint)
     return model
 
 
 def sample_grid_hook(config: Any) -> Mapping[str, Any]:
-    """The config's ``SampleGridHook``, which says what prompts to draw.
+    """The config's ``SampleGridHook``, which has prompts to draw.
 
     Raises:
         ValueError: if it has none.
@@ -38,10 +38,10 @@ def sample_grid_hook(config: Any) -> Mapping[str, Any]:
 
 
 def picture_size(config: Any, checkpoint: str | Path | None = None) -> tuple[int, int]:
-    """Height and width of the pictures of a config: its ``image_size``, else as the checkpoint was trained.
+    """Height and width of the pictures of a config: its ``image_size``, else the checkpoint's resolution.
 
     Raises:
-        ValueError: if neither says, or ``image_size`` is no size.
+        ValueError: if neither is there, or ``image_size`` is not a size.
     """
     size = config.get('image_size')
     if size is None and checkpoint is not None:
@@ -57,10 +57,10 @@ def picture_size(config: Any, checkpoint: str | Path | None = None) -> tuple[int
 def draw_pictures(
     model: Any, conditions: Mapping[str, Sequence[Any]], seeds: Sequence[int], size: tuple[int, int]
 ) -> np.ndarray:
-    """Sample one picture a seed, uint8 ``(B, H, W, 3)``; it depends on its own seed and condition alone.
+    """Sample one picture per seed, uint8 ``(B, H, W, 3)``; each depends on its own seed and condition alone.
 
     Raises:
-        FloatingPointError: if one is not finite; the message names its seed.
+        FloatingPointError: if a picture is not finite; the message names its seed.
     """
     generators = picture_generators(seeds)
     images = model.sample(conditions, draw_noise(generators, (3, *size)), generators=generators)
@@ -68,7 +68,7 @@ def draw_pictures(
     if bad:
         raise FloatingPointError(
             f'the picture of seed {bad[0]} ({len(bad)} of {len(seeds)} in its batch) has NaN or infinity; '
-            'are the weights whole? A lower guidance_scale or float32 may help'
+            'are the weights complete? A lower guidance_scale or float32 may help'
         )
     return to_uint8(images)
 

@@ -25,16 +25,17 @@ MAX_BYTES = 2**28  # it has 95 MB
 
 @MODELS.register_module()
 class InceptionFeatures(FeatureExtractor):
-    """What FID, sFID, IS, precision and recall of papers are measured in.
+    """The features in which papers measure FID, sFID, IS, precision and recall.
 
-    ``pool`` is the 2048-wide pooling layer, ``spatial`` the first 7 channels of ``Mixed_6d`` (TensorFlow's
-    ``mixed_6/conv``) flattened height, width, channel, and ``logits`` are those without the bias, as ADM takes them.
+    ``pool`` is the pooling layer of width 2048. ``spatial`` is the first 7 channels of ``Mixed_6d`` (TensorFlow's
+    ``mixed_6/conv``), flattened by height, width and channel. ``logits`` have no bias, as in ADM.
 
     Args:
         weights: local file with the weights of 2015-12-05 in PyTorch layout; nothing is downloaded.
 
     Raises:
-        FileNotFoundError, ValueError: the file is missing or holds something else, or torch-fidelity is not installed.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it holds something else, or torch-fidelity is not installed.
     """
 
     name = 'Inception'
@@ -62,7 +63,7 @@ class InceptionFeatures(FeatureExtractor):
 
 
 def import_network() -> ModuleType:
-    """torch-fidelity's module of the network, without the rest of the package, which needs a working torchvision.
+    """Import torch-fidelity's module of the network without its package, which needs a working torchvision.
 
     Raises:
         ValueError: if torch-fidelity is not installed.
@@ -75,7 +76,7 @@ def import_network() -> ModuleType:
             'Inception features need torch-fidelity: pip install --no-deps torch-fidelity (what it depends on beyond '
             'torch is not needed), or choose another feature_extractor'
         )
-    # The package's __init__ imports torchvision; an empty package in its place finds the modules as well.
+    # The package's __init__ imports torchvision. An empty package with the same path finds the modules without it.
     package = ModuleType('torch_fidelity')
     package.__path__ = list(spec.submodule_search_locations or [])
     sys.modules['torch_fidelity'] = package
@@ -93,7 +94,7 @@ def _load(weights: str | Path) -> nn.Module:
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f'{weights} is damaged or not {WEIGHTS}: {reason}') from None
-    # torch-fidelity reads a file without weights_only; it gets what was read with, written again.
+    # torch-fidelity does not load with weights_only, so it gets a copy of what was loaded with it.
     clean = io.BytesIO()
     torch.save(state, clean)
     clean.seek(0)

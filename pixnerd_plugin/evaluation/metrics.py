@@ -19,17 +19,16 @@ class Statistics:
 
     @classmethod
     def of(cls, features: Tensor) -> Statistics:
-        """Those of ``features (N, D)``, the covariance unbiased.
+        """The statistics of ``features (N, D)``, with the unbiased covariance.
 
         Raises:
-            ValueError: if there are at most ``D`` of them: the covariance is then singular, and a distance between
-                such Gaussians says nothing of the pictures.
+            ValueError: if ``N <= D``: the covariance is then singular, and a distance says nothing about the pictures.
         """
         number, dim = features.shape
         if number <= dim:
             raise ValueError(
                 f'{number} pictures cannot give a Fréchet distance in {dim} features: at least {dim + 1} are needed '
-                '(and papers use 50,000)'
+                '(papers use 50,000)'
             )
         features = features.double()
         mean = features.mean(0)
@@ -55,7 +54,7 @@ def inception_score(logits: Tensor, split_size: int = 5000) -> float:
     for part in logits.double().split(split_size):
         log_p = part.log_softmax(1)
         marginal = log_p.exp().mean(0)
-        # xlogy-like: a class that never occurs adds nothing.
+        # As with xlogy, a class that never occurs contributes 0.
         divergence = (log_p.exp() * (log_p - marginal.clamp_min(1e-300).log())).sum(1)
         scores.append(divergence.mean().exp())
     return torch.stack(scores).mean().item()
@@ -64,22 +63,22 @@ def inception_score(logits: Tensor, split_size: int = 5000) -> float:
 def precision_recall(samples: Tensor, reference: Tensor, k: int = 3) -> tuple[float, float]:
     """Improved precision and recall (Kynkäänniemi et al., 2019) of ``samples (N, D)`` against ``reference (M, D)``.
 
-    Precision is the share of samples inside the ball of any reference picture, whose radius reaches its ``k``-th
-    neighbour among the references; recall is the same with the two exchanged.
+    Around each reference picture lies a ball that reaches its ``k``-th neighbour among the references. Precision is the
+    share of samples inside any of them; recall is the same with samples and references exchanged.
 
     Raises:
         ValueError: if either has at most ``k`` pictures.
     """
     for name, features in (('samples', samples), ('reference pictures', reference)):
         if len(features) <= k:
-            raise ValueError(f'{len(features)} {name} have no {k} neighbours each; at least {k + 1} are needed')
+            raise ValueError(f'{len(features)} {name} do not have {k} neighbours each; at least {k + 1} are needed')
     samples, reference = samples.double(), reference.double()
     return _covered(samples, reference, _radii(reference, k)), _covered(reference, samples, _radii(samples, k))
 
 
 def _radii(features: Tensor, k: int) -> Tensor:
     """Distance of each row to its ``k``-th nearest other row."""
-    # The nearest of all is the row itself.
+    # k + 1, because the nearest row is the row itself.
     return torch.cat([torch.cdist(part, features).kthvalue(k + 1, dim=1).values for part in features.split(CHUNK)])
 
 

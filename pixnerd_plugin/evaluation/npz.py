@@ -1,6 +1,6 @@
-"""Arrays in npz and npy files, read without trusting them: whatever a header claims is checked before it is believed.
+"""Reading arrays from untrusted npz and npy files: every claim of a header is checked before it is used.
 
-numpy's own reader takes a header's word for how much memory an array needs, and zipfile that of a directory.
+numpy's own reader allocates whatever memory a header claims, and zipfile whatever a directory claims.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from pixnerd_plugin.formats.plain_file import require_file
 from pixnerd_plugin.formats.schema import check_table, integer, one_of, sequence, text
 from pixnerd_plugin.formats.zip_archive import check_directory_size
 
-# ADM's files have at most 5 arrays; a header has about 120 bytes.
+# ADM's files have at most 5 arrays, and a header has about 120 bytes.
 MAX_DIRECTORY, MAX_ENTRIES, MAX_HEADER = 2**16, 100, 2**12
 
-# An array may be so much larger than its compressed bytes, beyond what any file may take.
+# Any array may inflate to MAX_INFLATED bytes, and beyond that to MAX_RATIO times its compressed size.
 MAX_RATIO, MAX_INFLATED = 20, 2**27
 
 _MAGIC = b'\x93NUMPY'
 _HEADER = dict(descr=text(20), fortran_order=one_of(True, False), shape=sequence(integer(0, 2**40), 0, 4))
 
-# Of the flags of an entry, those that say how it was compressed and how its name is written.
+# The allowed flags of an entry: how it was compressed, and how its name is encoded.
 _FLAGS = 0x2 | 0x4 | 0x8 | 0x800
 
-# What zipfile makes of a damaged archive; OSError where it seeks before the start.
+# What zipfile raises for a damaged archive, besides OSError when it seeks before the start.
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, struct.error, ValueError, OverflowError)
 
 
 class Header(NamedTuple):
-    """What an array is, and how many bytes of the file say so."""
+    """Type and shape of an array, and the length of its header in bytes."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -47,15 +47,15 @@ class Header(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Of the header and the array."""
+        """Size of header and array in bytes."""
         return self.length + math.prod(self.shape) * int(self.dtype[2:])
 
 
 def read_header(stream: IO[bytes]) -> Header:
-    """Read the header of an npy file: of an array of numbers of any kind and size.
+    """Read the header of an npy file with an array of numbers.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if it is not one.
     """
     start = stream.read(8)
     size = {1: 2, 2: 4, 3: 4}.get(start[6]) if len(start) == 8 and start[:6] == _MAGIC else None
@@ -79,7 +79,7 @@ def read_header(stream: IO[bytes]) -> Header:
 
 
 class Npz:
-    """An open npz: ``names`` of its arrays. Made by :func:`open_npz`."""
+    """An open npz, made by :func:`open_npz`; ``names`` lists its arrays."""
 
     def __init__(self, path: Path, archive: zipfile.ZipFile):
         self.path = path
@@ -94,10 +94,10 @@ class Npz:
 
     @contextmanager
     def open(self, name: str) -> Iterator[tuple[IO[bytes], Header]]:
-        """The array's bytes, behind its header.
+        """Open an array at the end of its header; gives the stream and the header.
 
         Raises:
-            ValueError: if it is damaged, also while it is read, or of another size than its header says.
+            ValueError: if the array is damaged, which may show while it is read, or its size is not that of the header.
         """
         entry = self._entries[name]
         where = f'{name} in {self.path}'
@@ -132,7 +132,7 @@ class Npz:
             return header
 
     def read(self, name: str) -> np.ndarray:
-        """The whole array; check its :meth:`header` before."""
+        """Read the whole array; check its :meth:`header` first."""
         with self.open(name) as (stream, header):
             values = np.frombuffer(stream.read(), header.dtype)
             return values.reshape(header.shape, order='F' if header.fortran_order else 'C')
@@ -143,7 +143,8 @@ def open_npz(path: str | Path) -> Iterator[Npz]:
     """Open an npz as the zip archive it is.
 
     Raises:
-        FileNotFoundError, ValueError: it is absent, cut short or none.
+        FileNotFoundError: if it does not exist.
+        ValueError: if it is cut short or not an npz.
     """
     path = Path(path)
     require_file(path, 'npz')

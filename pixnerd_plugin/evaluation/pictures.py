@@ -1,4 +1,4 @@
-"""Pictures to measure, from wherever they are: a folder, ADM's npz, or scikit-learn's digits. Read in batches."""
+"""Pictures to measure, read in batches from a folder, ADM's npz, or scikit-learn's digits."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from .npz import Header, open_npz
 
 ARRAY = 'arr_0'
 
-# Of a picture in an npz, in pixels, so that a batch of a stranger's fits into memory.
+# Maximum side of pictures in an npz, in pixels, so that a batch of an untrusted file fits into memory.
 MAX_SIDE = 4096
 
 
 class Pictures(ABC):
     """A list of pictures of one size.
 
-    ``where`` says where they are, ``size`` is (height, width), ``labels`` the class number of each, if known.
+    ``where`` names their place in messages, ``size`` is (height, width), and ``labels`` are class numbers, if known.
     """
 
     where: str
@@ -38,10 +38,10 @@ class Pictures(ABC):
 
     @abstractmethod
     def batches(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Tensor]:
-        """Yield uint8 ``(B, 3, H, W)``: every ``world_size``-th batch, beginning with number ``rank``."""
+        """Yield uint8 ``(B, 3, H, W)``: every ``world_size``-th batch, starting with batch ``rank``."""
 
     def subset(self, indices: Sequence[int]) -> TensorPictures:
-        """Chosen pictures, read into memory, in the given order."""
+        """Read chosen pictures into memory, in the given order."""
         raise NotImplementedError(f'{type(self).__name__} reads its pictures in order only')
 
 
@@ -50,7 +50,7 @@ class FolderPictures(Pictures):
 
     Args:
         folder: the folder.
-        crop: cut every picture to this (height, width) square as ADM does; else all must have one size.
+        crop: crop every picture to this (height, width), a square, as ADM does. Without it all must have the same size.
     """
 
     def __init__(self, folder: str | Path, crop: tuple[int, int] | None = None):
@@ -103,11 +103,11 @@ class FolderPictures(Pictures):
 
 
 class NpzPictures(Pictures):
-    """``arr_0`` of an npz as ADM writes it: uint8 ``(N, H, W, 3)``; never held in memory as a whole.
+    """``arr_0`` of an npz as ADM writes it, uint8 ``(N, H, W, 3)``; never held in memory as a whole.
 
     Args:
         path: the npz.
-        num: take only the first so many.
+        num: use only this many pictures, from the first.
     """
 
     def __init__(self, path: str | Path, num: int | None = None):
@@ -164,11 +164,12 @@ def open_pictures(where: str | Path, size: tuple[int, int] | None = None, center
 
     Args:
         where: what to open.
-        size: height and width that the pictures must have; digits are drawn at it (32x32 by default).
-        center_crop: cut a folder's pictures to ``size`` as ADM does.
+        size: height and width that the pictures must have; digits are drawn at this size (32x32 by default).
+        center_crop: crop a folder's pictures to ``size`` as ADM does.
 
     Raises:
-        FileNotFoundError, ValueError: it is not there, is not readable, or has another size.
+        FileNotFoundError: if it does not exist.
+        ValueError: if it is not readable, or has another size.
     """
     if str(where).startswith('digits:'):
         return digit_pictures(str(where).removeprefix('digits:'), size or (32, 32))
@@ -188,10 +189,10 @@ def open_pictures(where: str | Path, size: tuple[int, int] | None = None, center
 
 
 def load_all(pictures: Pictures) -> tuple[Tensor, Tensor]:
-    """All pictures as uint8 ``(N, 3, H, W)`` and their labels ``(N,)``.
+    """Read all pictures as uint8 ``(N, 3, H, W)``, and their labels ``(N,)``.
 
     Raises:
-        ValueError: if their classes are not known.
+        ValueError: if their classes are unknown.
     """
     if pictures.labels is None:
         raise ValueError(f'{pictures.where}: the classes are not known; expected one sub-folder a class')
@@ -199,16 +200,16 @@ def load_all(pictures: Pictures) -> tuple[Tensor, Tensor]:
 
 
 def to_tensor(images: np.ndarray) -> Tensor:
-    """uint8 ``(B, H, W, 3)`` to ``(B, 3, H, W)``."""
+    """Convert uint8 ``(B, H, W, 3)`` to a tensor ``(B, 3, H, W)``."""
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
 
 
 @contextmanager
 def open_array(path: str | Path) -> Iterator[tuple[IO[bytes], tuple[int, int, int, int]]]:
-    """Open ``arr_0`` of an npz for reading, and its shape ``(N, height, width, 3)``.
+    """Open ``arr_0`` of an npz for reading; gives the stream and its shape ``(N, height, width, 3)``.
 
     Raises:
-        ValueError: if there is none, if it is not of pictures, or, while it is read, if it is damaged.
+        ValueError: if it is absent or not an array of pictures, or, while it is read, if it is damaged.
     """
     with open_npz(path) as archive:
         if ARRAY not in archive.names:
@@ -221,7 +222,7 @@ def picture_shape(header: Header, where: str) -> tuple[int, int, int, int]:
     """The shape of an array of pictures.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if it is not an array of pictures.
     """
     shape = header.shape
     if header.dtype != '|u1' or len(shape) != 4 or shape[3] != 3 or header.fortran_order or 0 in shape:

@@ -1,4 +1,4 @@
-"""The image quality of samples against a reference: features gathered from all processes, then the metrics."""
+"""Image quality of samples against a reference: gather features from all processes, then compute the metrics."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAX_WIDTH = 2**12
 
 @dataclass
 class Reference:
-    """What samples are measured against: pictures, or ADM's statistics of a whole training set, or both."""
+    """What samples are compared with: pictures, ADM's statistics of a whole training set, or both."""
 
     where: str
     size: tuple[int, int]
@@ -31,7 +31,7 @@ class Reference:
     pool: Statistics | None = None
     spatial: Statistics | None = None
     features: Features | None = None
-    """Of ``pictures``, on rank 0."""
+    """Features of ``pictures``, on rank 0."""
     is_prepared: bool = False
 
 
@@ -41,14 +41,15 @@ def open_reference(
     """Open a reference and check what can be checked without computing features.
 
     Args:
-        where: a folder of pictures, ``'digits:test'``, or an npz with ``arr_0`` (pictures) or ``mu``, ``sigma``,
-            ``mu_s`` and ``sigma_s`` (statistics of Inception's features) or both, as ADM's.
+        where: a folder of pictures, ``'digits:test'``, or an npz as ADM's, with ``arr_0`` (pictures), with ``mu``,
+            ``sigma``, ``mu_s`` and ``sigma_s`` (statistics of Inception's features), or both.
         size: height and width of the samples.
-        extractor: what features are taken with.
-        center_crop: cut a folder's pictures to ``size`` as ADM does.
+        extractor: the feature extractor.
+        center_crop: crop a folder's pictures to ``size`` as ADM does.
 
     Raises:
-        FileNotFoundError, ValueError: it is absent, damaged, of another size or too small.
+        FileNotFoundError: if it does not exist.
+        ValueError: if it is damaged, too small, or of another size.
     """
     names: list[str] = []
     if Path(where).is_file():
@@ -75,15 +76,15 @@ def open_reference(
 
 
 def require_enough(number: int, extractor: FeatureExtractor, what: str) -> None:
-    """Refuse fewer pictures than the features' dimension, before anything is computed.
+    """Check, before anything is computed, that there are more pictures than the features have dimensions.
 
     Raises:
-        ValueError: then; it names the minimum.
+        ValueError: if there are fewer; the message names the minimum.
     """
     if number <= extractor.dim:
         raise ValueError(
-            f'{what} has {number} pictures, and with at most {extractor.dim}, the width of the {extractor.name} '
-            f'features, their covariance is singular and a Fréchet distance means nothing: give at least '
+            f'{what} has {number} pictures. With no more than {extractor.dim}, the width of the {extractor.name} '
+            f'features, the covariance is singular and a Fréchet distance means nothing: give at least '
             f'{extractor.dim + 1} (papers use 50,000)'
         )
 
@@ -91,10 +92,10 @@ def require_enough(number: int, extractor: FeatureExtractor, what: str) -> None:
 def prepare(
     reference: Reference, extractor: FeatureExtractor, batch_size: int = 64, device: torch.device | str = 'cpu'
 ) -> None:
-    """Load the features' network and compute the reference's features, once: what is wrong with either shows here.
+    """Load the features' network and compute the reference's features, once, so that faults of either show early.
 
     Raises:
-        ValueError: weights or a picture cannot be read, a picture has another size, or the statistics another width.
+        ValueError: if weights or a picture cannot be read, a picture has another size, or the statistics another width.
     """
     if reference.is_prepared:
         return
@@ -116,11 +117,11 @@ def measure(
     batch_size: int = 64,
     device: torch.device | str = 'cpu',
 ) -> dict[str, float]:
-    """Compute every metric that the features allow; in several processes, each takes a share of the pictures.
+    """Compute every metric that the features allow. With several processes, each computes a share of the features.
 
     Returns:
-        On rank 0 ``FID`` (``Frechet distance`` where the features are not Inception's), ``sFID``, ``IS``,
-        ``precision``, ``recall``, and ``accuracy`` where labels and classes are known; on the others nothing.
+        On rank 0 ``FID`` (``Frechet distance`` if the features are not Inception's), ``sFID``, ``IS``, ``precision``,
+        ``recall``, and ``accuracy`` if labels and classes are known; an empty dict on the other ranks.
     """
     require_enough(len(samples), extractor, f'samples {samples.where}')
     prepare(reference, extractor, batch_size, device)
@@ -140,7 +141,7 @@ def compare(
     reference: Reference | None = None,
     device: torch.device | str = 'cpu',
 ) -> dict[str, float]:
-    """The metrics of features against those of known pictures, or against the statistics in ``reference``."""
+    """Compare features with those of known pictures, or with the statistics in ``reference``."""
     results: dict[str, float] = {}
     pool = reference.pool if reference is not None else None
     spatial = reference.spatial if reference is not None else None
@@ -161,7 +162,7 @@ def compare(
 
 @torch.no_grad()
 def extract(pictures: Pictures, extractor: FeatureExtractor, batch_size: int = 64) -> Features | None:
-    """Features of all pictures, in their order, on rank 0; this process computes its share of the batches.
+    """Compute the features of all pictures, in order; each process computes a share, and rank 0 gets all of them.
 
     Raises:
         FloatingPointError: if a feature is not finite.
@@ -180,7 +181,7 @@ def extract(pictures: Pictures, extractor: FeatureExtractor, batch_size: int = 6
             first = index * batch_size
             raise FloatingPointError(
                 f'{extractor.name} gives NaN or infinity for one of the pictures {first} to {first + len(batch) - 1} '
-                f'of {pictures.where}; are its weights whole?'
+                f'of {pictures.where}; are its weights complete?'
             )
         parts.append(part.cpu())
     gathered = all_gather_object(parts)

@@ -1,4 +1,4 @@
-"""Samples on disk: parts while they are drawn, so that nothing is drawn twice, and ADM's samples.npz when all are."""
+"""Samples on disk: parts while they are drawn, so that none is drawn twice, and finally ADM's samples.npz."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class SampleStore:
 
     Args:
         folder: where to write.
-        run: what decides the pictures (weights, sampler, seed, ...), plain numbers and strings. Pictures of another run
-            are never mixed in.
-        total: how many pictures are wanted, the first ones of the run. More than that are kept, fewer are added to.
-        overwrite: throw away what another run left instead of refusing.
+        run: what decides the pictures (weights, sampler, seed, ...), as plain numbers and strings. Pictures of another
+            run are never mixed in.
+        total: number of pictures wanted, from the first of the run. If the folder has more, they are kept.
+        overwrite: remove pictures of another run instead of raising.
 
     Raises:
         ValueError: if the folder holds pictures of another run.
@@ -46,7 +46,7 @@ class SampleStore:
         self.overwrite = overwrite
 
     def claim(self) -> None:
-        """Prepare the folder; by one process, before the others write.
+        """Prepare the folder. One process must do this before the others write.
 
         Raises:
             ValueError: if it holds pictures of another run.
@@ -73,18 +73,18 @@ class SampleStore:
             temporary.write_text(json.dumps(dict(run=self.run), indent=1) + '\n')
 
     def is_complete(self) -> bool:
-        """Whether ``samples.npz`` is there with all pictures, or more."""
+        """Whether ``samples.npz`` exists with all pictures, or more."""
         return self._joined() >= self.total
 
     def _joined(self) -> int:
-        """How many pictures ``samples.npz`` has: the first of the run."""
+        """Number of pictures in ``samples.npz``, which are the first of the run."""
         if not self.npz.is_file():
             return 0
         with open_array(self.npz) as (_, shape):
             return shape[0]
 
     def missing(self, batch_size: int) -> list[range]:
-        """Runs of at most ``batch_size`` pictures that are not there yet."""
+        """Ranges of at most ``batch_size`` pictures that are still to be drawn."""
         done = np.zeros(self.total, bool)
         done[: self._joined()] = True
         for first, stop, _ in self._parts():
@@ -96,12 +96,12 @@ class SampleStore:
         return gaps
 
     def write(self, numbers: range, images: np.ndarray) -> None:
-        """Keep the pictures ``numbers``, uint8 ``(len(numbers), H, W, 3)``."""
+        """Write the pictures ``numbers``, uint8 ``(len(numbers), H, W, 3)``."""
         with atomic_path(self.parts / f'{numbers.start:08d}_{numbers.stop:08d}.npy') as temporary:
             np.save(temporary, images)
 
     def finish(self) -> None:
-        """Join what is there into ``samples.npz`` (``arr_0``, uint8, NHWC), one part in memory at a time.
+        """Join the parts into ``samples.npz`` (``arr_0``, uint8, NHWC), holding one part in memory at a time.
 
         Raises:
             ValueError: if a picture is missing.
@@ -114,7 +114,7 @@ class SampleStore:
         parts, joined = self._parts(), self._joined()
         picture = self._part(*parts[0]).shape[1:]
         header = dict(descr='|u1', fortran_order=False, shape=(self.total, *picture))
-        # Not compressed, as numpy.savez: noise and photographs hardly shrink.
+        # Not compressed, like numpy.savez: noise and photographs hardly shrink.
         with (
             atomic_path(self.npz) as temporary,
             zipfile.ZipFile(temporary, 'w') as archive,
@@ -134,7 +134,7 @@ class SampleStore:
                     stream.write(images[position - first : last - first].tobytes())
                     position = last
         for _, stop, path in parts:
-            # What lies beyond a total made smaller since is kept for a larger one.
+            # Pictures beyond the total are kept for a larger one.
             if stop <= self.total:
                 path.unlink()
         if not any(self.parts.iterdir()):

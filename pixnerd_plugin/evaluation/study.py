@@ -1,4 +1,4 @@
-"""Small studies: train one config in many variants and seeds, measure each the same way, and keep what was measured."""
+"""Small studies: train variants of a config with several seeds, and measure all of them in the same way."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ BATCH = 100
 
 @dataclass
 class Scorer:
-    """What samples are scored with: a classifier of the data's classes, and held-out pictures in its features."""
+    """Scores samples with a classifier of the data's classes, against held-out pictures in its features."""
 
     extractor: ClassifierFeatures
     test: Pictures
     """Held-out pictures, at most ``NUM_KNOWN``."""
     known: Features
     floor: dict[str, float]
-    """The scores of as many real training pictures as samples are drawn, by which samples are to be read."""
+    """The scores of real training pictures, as many as samples will be drawn, for comparison."""
 
 
 def split_of(config: Any, split: str) -> str:
-    """Where the pictures of a config's data set are, ``split`` being ``'train'`` or ``'test'``."""
+    """Where the pictures of a config's data set are; ``split`` is ``'train'`` or ``'test'``."""
     dataset = config.train_dataloader.dataset
     if dataset.type == 'DigitsDataset':
         return f'digits:{split}'
@@ -53,10 +53,10 @@ def make_scorer(config: Any, classifier: str | Path, num: int, seed: int = 0) ->
     """Load the classifier and measure the real pictures of a config's data.
 
     Args:
-        config: names the data.
-        classifier: a file of ``tools/train_classifier.py``.
+        config: config that names the data.
+        classifier: file written by ``tools/train_classifier.py``.
         num: number of samples that will be scored.
-        seed: of the choice of training pictures for the floor.
+        seed: seed for choosing the training pictures of ``floor``.
     """
     extractor = ClassifierFeatures(classifier)
     size = picture_size(config)
@@ -70,7 +70,7 @@ def make_scorer(config: Any, classifier: str | Path, num: int, seed: int = 0) ->
 
 
 def train_variant(path: str, options: Mapping[str, Any], work_dir: Path, seed: int) -> Path:
-    """Train a config with ``options`` (dotted names to values) unless that is done; returns the checkpoint."""
+    """Train a config with ``options`` (dotted names to values), or find it trained; return the checkpoint."""
     config = load_config(path, options)
     found = find_checkpoint(work_dir)
     if found is not None and found.stem == f'iter_{config.train_cfg.max_iters}':
@@ -78,7 +78,7 @@ def train_variant(path: str, options: Mapping[str, Any], work_dir: Path, seed: i
     config.work_dir = str(work_dir)
     config.randomness = dict(config.get('randomness', {}), seed=seed)
     config.train_dataloader.sampler.seed = seed
-    # mmengine keeps one logger, message hub and visualizer a name.
+    # mmengine keeps one logger, message hub and visualizer per name.
     config.experiment_name = f'{work_dir.parent.name}_{work_dir.name}_{time.time_ns()}'
     if found is not None:
         config.resume, config.load_from = True, str(found)
@@ -91,10 +91,10 @@ def train_variant(path: str, options: Mapping[str, Any], work_dir: Path, seed: i
 def measure_variant(
     path: str, options: Mapping[str, Any], checkpoint: Path, scorer: Scorer, num: int
 ) -> dict[str, Any]:
-    """Everything a study compares variants by, of the EMA weights: size, cost, held-out losses, scores of samples.
+    """Measure a variant with its EMA weights: size, cost, held-out losses, scores of samples.
 
-    ``gflops`` are those of a forward and backward pass over one picture. The held-out losses are over pictures, times
-    and noise that are the same for every variant.
+    ``gflops`` are those of a forward and backward pass over one picture. The held-out losses use the same pictures,
+    times and noise for every variant.
     """
     config = load_config(path, options)
     size = picture_size(config)
@@ -119,7 +119,7 @@ def training_gflops(config: Any) -> float:
 
 @torch.no_grad()
 def held_out_losses(config: Any, net: Any, checkpoint: Path, test: Pictures) -> dict[str, float]:
-    """The training losses on held-out pictures, without dropped conditions."""
+    """The training losses on held-out pictures, without dropping conditions."""
     loss = MODELS.build(dict(config.model.loss)).eval()
     state = torch.load(checkpoint, map_location='cpu', weights_only=True)['state_dict']
     projector = {n.removeprefix('loss.projector.'): w for n, w in state.items() if n.startswith('loss.projector.')}
@@ -142,7 +142,7 @@ def held_out_losses(config: Any, net: Any, checkpoint: Path, test: Pictures) -> 
 
 
 def score_samples(model: Any, scorer: Scorer, num: int, size: tuple[int, int], seed: int = 0) -> dict[str, float]:
-    """Draw ``num`` pictures, classes taking turns, and score them."""
+    """Draw ``num`` pictures, with the classes taking turns, and score them."""
     labels = torch.arange(num) % len(scorer.extractor.description['class_names'])
     pictures = []
     for part in torch.arange(num).split(BATCH):
@@ -172,7 +172,7 @@ def _features(pictures: Pictures, extractor: ClassifierFeatures) -> Features:
 
 
 def curves(work_dir: Path) -> dict[str, list[tuple[int, float]]]:
-    """The logged losses of a run, ``loss_flow`` and ``loss_repa``, as (step, value)."""
+    """The logged losses ``loss_flow`` and ``loss_repa`` of a run, as (step, value)."""
     found: dict[str, dict[int, float]] = {}
     for log in sorted(work_dir.glob('*/vis_data/scalars.json')):
         for line in log.read_text().splitlines():
@@ -184,6 +184,6 @@ def curves(work_dir: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def save_result(path: Path, result: Mapping[str, Any]) -> None:
-    """Write a result as JSON, whole or not at all."""
+    """Write a result as JSON, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + '\n')

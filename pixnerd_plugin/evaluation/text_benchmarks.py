@@ -1,9 +1,10 @@
-"""GenEval and DPG-Bench: their prompts, the folders their scorers read, and what the scorers write.
+"""GenEval and DPG-Bench: their prompts, the folders that their scorers read, and the results that they write.
 
-- GenEval (Ghosh et al., 2023): ``OUT/00000/metadata.jsonl`` and ``OUT/00000/samples/0000.png``, a folder a line of its
-  ``evaluation_metadata.jsonl``. Its scorer writes a JSON line a picture, with ``tag`` and ``correct``.
-- DPG-Bench (Hu et al., 2024): four pictures of a prompt as one grid, two by two and without gaps, ``OUT/grids/ID.png``,
-  ``ID`` being the name of the prompt's file. Its scorer appends the scores by category to a text file.
+- GenEval (Ghosh et al., 2023): a folder for each line of its ``evaluation_metadata.jsonl``, with
+  ``OUT/00000/metadata.jsonl`` and ``OUT/00000/samples/0000.png``. Its scorer writes a JSON line for each picture, with
+  ``tag`` and ``correct``.
+- DPG-Bench (Hu et al., 2024): the four pictures of a prompt as one grid, two by two and without gaps, in
+  ``OUT/grids/ID.png``; ``ID`` is the name of the prompt's file. Its scorer appends scores by category to a text file.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ _RUN = dict(run=_TABLE, prompts=_NAMES)
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to draw: picture ``sample`` of prompt number ``index``, to be written to ``path``."""
+    """A picture to draw: number ``sample`` of prompt number ``index``, to be written to ``path``."""
 
     index: int
     sample: int
@@ -62,7 +63,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt, its name in the benchmark, and for GenEval its line of metadata."""
+    """A prompt, its name in the benchmark, and its line of metadata for GenEval."""
 
     name: str
     text: str
@@ -178,7 +179,7 @@ def write_geneval_metadata(prompts: list[Prompt], out: Path) -> None:
 
 
 def dpg_jobs(prompts: list[Prompt], out: Path, num: int = PICTURES_PER_PROMPT) -> list[Job]:
-    """The single pictures, which stay beside the grids so that nothing is drawn twice."""
+    """The single pictures, which are kept beside the grids so that none is drawn twice."""
     pictures = out / 'pictures'
     return [
         Job(index, k, prompt.text, pictures / f'{prompt.name}_{k}.png')
@@ -195,7 +196,7 @@ def write_dpg_grids(prompts: list[Prompt], out: Path) -> None:
     """
     grids = out / 'grids'
     grids.mkdir(parents=True, exist_ok=True)
-    # Whatever lies in this folder, the scorer takes for a picture.
+    # The scorer takes every file in this folder for a picture.
     remove_leftovers(grids)
     for prompt in prompts:
         paths = [out / 'pictures' / f'{prompt.name}_{k}.png' for k in range(PICTURES_PER_PROMPT)]
@@ -206,7 +207,7 @@ def write_dpg_grids(prompts: list[Prompt], out: Path) -> None:
 
 
 def is_drawn(job: Job, parameters: str) -> bool:
-    """Whether the picture is there, drawn with these parameters."""
+    """Whether the picture exists and was drawn with these parameters."""
     if not job.path.is_file():
         return False
     with Image.open(job.path) as picture:

@@ -96,5 +96,5 @@ def test_precision_and_recall_at_the_extremes():
     assert precision_recall(reference + 100, reference) == (0, 0)
     # One mode of two: nothing false is drawn, and half is missed.
     assert precision_recall(reference[:10], torch.cat((reference[:10], reference[:10] + 100))) == (1, 0.5)
-    with pytest.raises(ValueError, match='3 samples have no 3 neighbours each; at least 4'):
+    with pytest.raises(ValueError, match='3 samples do not have 3 neighbours each; at least 4'):
         precision_recall(reference[:3], reference)

@@ -97,7 +97,7 @@ def mistakes(tmp_path):
         'another size': (save_npz(tmp_path / 'large.npz', arr_0=pictures(60, 16)), 'large.npz are 16x16, and .* 8x8'),
         'too few': (
             save_npz(tmp_path / 'few.npz', arr_0=images[:12]),
-            'has 12 pictures, and with at most 12, .* means nothing: give at least 13',
+            'has 12 pictures. With no more than 12, .* means nothing: give at least 13',
         ),
         'half-written': (str(cut), 'cut.npz is half-written'),
         'damaged': (str(flipped), 'flipped.npz is damaged: Bad CRC-32'),
