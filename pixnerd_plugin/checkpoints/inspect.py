@@ -14,7 +14,7 @@ from pixnerd_plugin.formats.plain_file import parse_json
 from pixnerd_plugin.formats.safetensors_file import open_safetensors
 
 from .contents import Contents, open_contents, weights_file
-from .layouts.lora import Lora, LoraFile, is_adapter, open_lora
+from .layouts.lora import Lora, LoraFile, is_adapter, is_stock, open_lora
 from .load import checkpoint_of
 from .lora import is_lora
 from .metadata import variant_of
@@ -122,7 +122,7 @@ def _other_kind(path: Path) -> dict[str, Any] | None:
     if any(name.removeprefix('model.') == _TEXT_ENCODER for name in tensors):
         return dict(kind='Qwen3 text encoder', **common, **_good(['ComfyUI (PixNerdTextEncoderLoader)']))
     if is_adapter(tensors):
-        return _describe_adapters(open_lora(path), common)
+        return _describe_adapters(open_lora(path), common, stock=all(map(is_stock, tensors)))
     return None
 
 
@@ -132,7 +132,7 @@ def _other_folder(path: Path) -> dict[str, Any] | None:
         file = path / 'adapter_model.safetensors'
         tensors, texts = open_safetensors(file)
         common = dict(parameters=_count(tensors), dtypes=_dtypes(tensors), metadata=texts)
-        return dict(file=str(file), bytes=file.stat().st_size, **_describe_adapters(open_lora(path), common))
+        return dict(file=str(file), bytes=file.stat().st_size, **_describe_adapters(open_lora(path), common, False))
     if is_text_encoder(path):
         tensors = open_text_encoder(path)
         readers = ['--text-encoder', 'tools/convert_checkpoint.py, to one file for ComfyUI']
@@ -146,8 +146,9 @@ def _good(readers: list[str]) -> dict[str, Any]:
     return dict(loads_with=readers, odd=[])
 
 
-def _describe_adapters(found: LoraFile, common: dict[str, Any]) -> dict[str, Any]:
+def _describe_adapters(found: LoraFile, common: dict[str, Any], stock: bool) -> dict[str, Any]:
     readers = ['tools/sample.py --lora', 'tools/convert_checkpoint.py --merge-lora or --layout lora']
+    readers = ["ComfyUI's LoRA loaders", *readers] if stock else readers
     kinds = sorted({adapter.describe() for adapter in found.adapters.values()})
     lora = dict(_describe_lora(found.adapters), kinds=kinds)
     return dict(kind='LoRA', **common, lora=lora, ignored=found.skipped, **_good(readers))

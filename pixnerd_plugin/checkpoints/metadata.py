@@ -23,8 +23,8 @@ METADATA_KEY = 'pixnerd'
 
 VERSION = 1
 
-# A million names of classes fit.
-MAX_TEXT = 4 * 2**20
+# A hundred thousand names of classes fit.
+MAX_TEXT = 2 * 2**20
 
 # Sizes of the published networks: head, dim, depth, depth of the head.
 _VARIANTS = {

@@ -35,7 +35,8 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 # The format allows 100 MB. One of real weights has some hundred bytes a tensor, and trainers' notes of a megabyte or
 # two; Python takes twenty times a header's size to hold it.
-MAX_HEADER = 8 * 2**20
+MAX_HEADER = 4 * 2**20
+MAX_TENSORS = 20_000
 
 
 def open_safetensors(path: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
@@ -65,6 +66,8 @@ def _open(path: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
         raise ValueError('its metadata is not a table of texts')
 
+    if len(header) > MAX_TENSORS:
+        raise ValueError(f'it has {len(header)} tensors, and at most {MAX_TENSORS} are read')
     start, tensors, spans = 8 + length, {}, []
     for name, entry in header.items():
         dtype, shape, (begin, end) = _parse(name, entry)

@@ -103,6 +103,11 @@ def is_adapter(tensors: Mapping[str, Any]) -> bool:
     return bool(parts) and len(parts) > len(tensors) / 2
 
 
+def is_stock(name: str) -> bool:
+    """Whether ComfyUI's stock LoRA loader applies an entry of this name."""
+    return name.startswith((OUR_PREFIX, OUR_FLAT_PREFIX))
+
+
 def group_lora(path: Path, tensors: Tensors, peft: Mapping[str, Any] | None = None) -> LoraFile:
     """The adapters that ``tensors`` make; errors as in :func:`open_lora`."""
     groups: dict[str, dict[str, LazyTensor]] = {}
