@@ -27,6 +27,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--alignment', choices=['centers', 'corners'], help="where pixels sit in a patch (the field's own rule)"
     )
+    parser.add_argument(
+        '--blend',
+        type=float,
+        default=0.5,
+        metavar='PIXELS',
+        help='join patches over so many base pixels on both sides of a border, 0 (hard borders) to 1 (0.5)',
+    )
     parser.add_argument('--tile', type=int, default=512, help='side of a tile in pixels, a multiple of 16 (512)')
     parser.add_argument('--device', help="'cuda', 'cpu', ...; by default a GPU if there is one")
     return parser.parse_args()
@@ -51,12 +58,14 @@ def main(args: argparse.Namespace) -> None:
 
     def tiles():
         with tqdm(total=height * width, unit='px', unit_scale=True, disable=None) as bar:
-            options = dict(grain=args.grain, seed=args.seed, alignment=args.alignment)
+            options = dict(grain=args.grain, seed=args.seed, alignment=args.alignment, blend=args.blend)
             for (top, left, bottom, right), pixels in field.tiles(size, args.tile, region, **options):
                 yield (top - region[0], left - region[1]), to_uint8(pixels)[0]
                 bar.update((bottom - top) * (right - left))
 
-    parameters = json.dumps(dict(field=Path(args.field).name, size=size, region=region, grain=args.grain))
+    parameters = json.dumps(
+        dict(field=Path(args.field).name, size=size, region=region, grain=args.grain, blend=args.blend)
+    )
     if is_tiff:
         write_tiff(args.out, tiles(), height, width, args.tile, parameters)
     else:

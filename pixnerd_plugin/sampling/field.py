@@ -125,7 +125,7 @@ class FieldTrajectory:
             covered_rows = cover(lattices[0], *rows, out.device)
             for columns in lattices[1].cut(left, right, max(1, limit // (rows[1] - rows[0]))):
                 covered_columns = cover(lattices[1], *columns, out.device)
-                noise = self._noise(size, slice(*rows), slice(*columns), grain, seed)
+                noise = self.sampler.limit(self._noise(size, slice(*rows), slice(*columns), grain, seed))
                 pixels = self._render(noise, covered_rows, covered_columns)
                 out[:, :, rows[0] - top : rows[1] - top, columns[0] - left : columns[1] - left] = pixels
                 done += (rows[1] - rows[0]) * (columns[1] - columns[0])

@@ -187,6 +187,20 @@ def test_only_a_deterministic_field_can_be_recorded(net):
         record(linear)
 
 
+def test_a_field_keeps_the_limit_of_its_noise_between_pixels_too(net, tmp_path):
+    image, field = record(net, AdamsFlowSampler(4, noise_limit=1.0))
+    assert relative_error(field.decode(), image) < 1e-5
+    field.save(tmp_path / 'field.safetensors')
+    loaded = FieldTrajectory.load(tmp_path / 'field.safetensors')
+    still = EulerFlowSampler(1, guidance_scale=1.0, noise_limit=1.0)
+    for each in (field, loaded):
+        assert each.sampler.noise_limit == 1.0
+    # A solver over no time gives the noise itself.
+    still.times = [0.0, 0.0]
+    fine = FieldTrajectory(net.head, still, 5 * field.noise, field.token_grid, field.tokens[:1]).decode((24, 36))
+    assert fine.abs().max() == 1
+
+
 def test_decoding_reports_progress(net):
     _, field = record(net)
     seen = []

@@ -164,8 +164,20 @@ def test_config_rebuilds_the_sampler(kind):
         (dict(timeshift=0), 'timeshift=0'),
         (dict(guidance_interval=(0.9, 0.1)), 'guidance_interval'),
         (dict(order=5), 'order=5'),
+        (dict(noise_limit=-1.0), 'noise_limit=-1.0'),
     ],
 )
 def test_arguments_out_of_range_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         AdamsFlowSampler(**arguments)
+
+
+def test_limited_noise_is_cut_at_both_ends_alike_and_by_default_not_at_all():
+    noise = torch.tensor([-5.0, -2.0, 0.5, 4.0]).view(1, 1, 2, 2)
+    net = Net(lambda x, t, c: 0 * x)
+    limited = EulerFlowSampler(2, guidance_scale=1, noise_limit=3.0)
+    image, trajectory = limited.sample(net, noise, torch.zeros(1), return_trajectory=True)
+    assert trajectory[0].flatten().tolist() == [-3, -2, 0.5, 3]
+    assert torch.equal(image, trajectory[0])
+    assert limited.config()['noise_limit'] == 3.0
+    assert torch.equal(EulerFlowSampler(2, guidance_scale=1).sample(net, noise, torch.zeros(1)), noise)

@@ -33,10 +33,17 @@ def net(tmp_path_factory):
     return save(tmp_path_factory.mktemp('net') / 'net.safetensors')
 
 
-def save(path):
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """A network whose velocities are not zero."""
+    return save(tmp_path_factory.mktemp('net') / 'net.safetensors', std=0.5)
+
+
+def save(path, std=0.0):
     torch.manual_seed(0)
     head = dict(type='NeuralFieldHead', width=4, depth=1, alignment='centers')
     net = MODELS.build(dict(type='PixNerdDiT', dim=16, depth=1, num_heads=2, patch_size=4, num_classes=10, head=head))
+    torch.nn.init.normal_(net.head.proj.weight, std=std)
     sampling = dict(type='AdamsFlowSampler', num_steps=2, guidance_scale=2.0)
     metadata = dict(architecture=net.architecture(), sampling=sampling, resolution=8)
     save_file(net.state_dict(), path, {'pixnerd': json.dumps(metadata)})
@@ -54,10 +61,28 @@ def test_comparing_prints_numbers(run, net):
     assert fine[0] == fine[1]
     assert all(np.diff(fine[0]) > 0)
     looks = {row[1]: [float(value) for value in row[2:]] for row in rows if len(row) == 4}
-    assert len(looks) == 7
+    assert len(looks) == 8
     assert looks['the originals'][1] == 1
     # Independent noise in every pixel is rougher than the same noise enlarged.
     assert looks["the paper's way, one density"][1] > looks['bicubic, one density'][1]
+
+
+def test_seams_are_measured_and_drawn(run, trained, tmp_path):
+    printed = run('seams', trained, '--num', 4, '--samples', 2, '--shown', 2, '--scale', 4, '--out', tmp_path)
+    rows = {row[0]: [float(value) for value in row[1:]] for row in table(printed)[1:]}
+    assert len(rows) == 7
+    for way in ('decoded', 'sampled at 2x2 tokens'):
+        hard, joined = rows[f'{way}, blend=0'], rows[f'{way}, blend=0.5']
+        assert hard[0] == joined[0]
+        assert joined[3] < hard[3]
+    with Image.open(tmp_path / 'seams.png') as sheet:
+        assert sheet.size == (2 * 32 + 4, 4 * (32 + 18))
+
+
+def table(printed):
+    """The cells of each row of the table that was printed."""
+    lines = [line for line in printed.splitlines() if line.startswith('|') and '---' not in line]
+    return [[cell.strip() for cell in line.split('|')[1:-1]] for line in lines]
 
 
 def test_sheets_show_every_way_at_every_size(run, net, tmp_path):

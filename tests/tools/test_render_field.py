@@ -64,6 +64,14 @@ def test_a_tiff_is_written_tile_by_tile(field, render, tmp_path):
     assert np.abs(pixels - same).max() <= 1
 
 
+def test_borders_can_be_hard(field, render, tmp_path):
+    size = (64, 96)
+    assert render(tmp_path / 'a.png', '--size', '64x96', '--blend', 0) is None
+    pixels = np.asarray(Image.open(tmp_path / 'a.png')).astype(int)
+    assert np.abs(pixels - expected(field, size=size, blend=0)).max() <= 1
+    assert np.abs(pixels - expected(field, size=size)).max() > 5
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
@@ -71,6 +79,7 @@ def test_a_tiff_is_written_tile_by_tile(field, render, tmp_path):
         (['a.png', '--size', '8000x8000'], 'tiled TIFF'),
         (['a.png', '--region', '0,0,9,9'], 'region'),
         (['a.png', '--picture', '2'], 'picture 2'),
+        (['a.png', '--blend', '2'], r'blend=2.0 must be from 0 \(hard borders\) to 1 base pixels'),
         (['a.tif', '--tile', '20'], 'multiple of 16'),
         (['a.png', '--size', '9x12', '--alignment', 'corners'], 'multiple'),
     ],

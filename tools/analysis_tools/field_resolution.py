@@ -2,8 +2,9 @@
 """Compare ways of drawing larger than trained: the paper's, a finer field, several densities, more tokens.
 
 prepare: photographs to training and held-out squares. compare: two checkpoints, trained at one and at several
-densities, against real larger originals. sheets: any checkpoints, side by side from 1x to 8x. native: more tokens
-against the trained grid and a finer field. docs/resolution.md has the commands.
+densities, against real larger originals. seams: steps at patch borders, hard and joined. sheets: any checkpoints, side
+by side from 1x to 8x. native: more tokens against the trained grid and a finer field. docs/resolution.md has the
+commands.
 """
 
 import argparse
@@ -30,6 +31,17 @@ def parse_args() -> argparse.Namespace:
     compare.add_argument('--num', type=int, default=48, help='held-out pictures to measure on (48)')
     compare.add_argument('--samples', type=int, default=16, help='pictures to sample for seams and detail (16)')
     compare.set_defaults(run=run_compare)
+
+    seams = commands.add_parser('seams', help='measure and draw seams between patches, hard and joined')
+    seams.add_argument('checkpoint')
+    seams.add_argument('--data', default='digits', help="originals: 'digits', or a folder of photographs (digits)")
+    seams.add_argument('--num', type=int, default=48, help='originals to compare with (48)')
+    seams.add_argument('--samples', type=int, default=16, help='pictures to sample (16)')
+    seams.add_argument('--shown', type=int, default=4, help='of which are drawn (4)')
+    seams.add_argument('--scale', type=int, default=8, help='at this multiple of the size (8)')
+    seams.add_argument('--scales', type=int, nargs='+', default=[1, 2, 4, 8], help='multiples to measure (1 2 4 8)')
+    seams.set_defaults(run=run_seams)
+
     sheets = commands.add_parser('sheets', help="draw contact sheets: bicubic, the paper's way and the field")
     sheets.add_argument('checkpoints', nargs='+', help='all of one size')
     sheets.add_argument('--names', nargs='+', help='what to call them (one density, several densities)')
@@ -44,9 +56,9 @@ def parse_args() -> argparse.Namespace:
     native.add_argument('--shown', type=int, default=10, help='of which are drawn (10)')
     native.add_argument('--digits', action='store_true', help='score how many digits are recognised')
     native.set_defaults(run=run_native)
-    for command in (compare, sheets, native):
+    for command in (compare, seams, sheets, native):
         command.add_argument('--seed', type=int, default=0)
-    for command in (sheets, native):
+    for command in (seams, sheets, native):
         command.add_argument('--out', type=Path, default=Path('work_dirs/resolution'), help='folder for the figures')
     return parser.parse_args()
 
@@ -98,6 +110,19 @@ def run_compare(args: argparse.Namespace) -> None:
     with torch.no_grad():
         print_psnr(single, multi, images, labels, size)
         print_looks(single, multi, sampler, images, size, args.samples, args.seed)
+
+
+def run_seams(args: argparse.Namespace) -> None:
+    import torch
+    from resolution_numbers import load_originals, print_seams
+    from resolution_sheets import draw_seams
+
+    net, sampler, size = load(args.checkpoint)
+    images, _ = load_originals(args.data, size * max(args.scales), args.num)
+    torch.manual_seed(args.seed)
+    with torch.no_grad():
+        print_seams(net, sampler, images, size, args.samples, args.seed, args.scales)
+    draw_seams(net, sampler, size, args.scale, args.shown, args.seed, args.out / 'seams.png')
 
 
 def run_sheets(args: argparse.Namespace) -> None:

@@ -2,13 +2,15 @@
 
 import torch
 import torch.nn.functional as F
-from resolution_ways import finer_noise, one_step, paper_sample, paper_step, psnr, steps, upsample
+from resolution_ways import finer_noise, fixed_tokens, one_step, paper_sample, paper_step, psnr, upsample
 
 from pixnerd_plugin.datasets import DigitsDataset, ImageFolder
 from pixnerd_plugin.functional.noise import draw_noise, picture_generators
+from pixnerd_plugin.functional.seams import border_steps, seam_ratio
 
 TIMES = (0.3, 0.5, 0.7, 0.9)
 SCALES = (2, 4, 8)
+BLENDS = (0.0, 0.5, 1.0)
 
 
 def load_originals(data: str, size: int, num: int):
@@ -64,8 +66,8 @@ def print_looks(single, multi, sampler, images, base_size: int, num: int, seed: 
     image_multi, field_multi = sampler.sample(multi, noise, labels, null, record_field=True)
     print('\n| size | method | seams | detail |\n|---|---|---|---|')
     for scale in (1, *SCALES):
-        size, patch = (base_size * scale,) * 2, single.patch_size * scale
-        real, fine = steps(shrink(images, size[0]), patch)
+        size, grid = (base_size * scale,) * 2, (base_size // single.patch_size,) * 2
+        real, fine = border_steps(shrink(images, size[0]), grid)
         print(f'| {scale}x | the originals | {real / fine:.2f} | 1.00 |')
         ways = {'one density': image, 'several densities': image_multi}
         if scale > 1:
@@ -76,7 +78,28 @@ def print_looks(single, multi, sampler, images, base_size: int, num: int, seed: 
                 'field, corners, one density': field.decode(size, alignment='corners'),
                 'field, centers, one density': field.decode(size, alignment='centers'),
                 'field, centers, several densities': field_multi.decode(size, alignment='centers'),
+                'field, hard borders, several densities': field_multi.decode(size, alignment='centers', blend=0),
             }
         for name, pictures in ways.items():
-            across, inside = steps(pictures, patch)
+            across, inside = border_steps(pictures, grid)
             print(f'| {scale}x | {name} | {across / inside:.2f} | {inside / fine:.2f} |')
+
+
+def print_seams(net, sampler, images, base_size: int, num: int, seed: int, scales=(1, *SCALES)) -> None:
+    """Print the seams of one network's pictures by size: decoded from one run, and sampled at the fixed token grid."""
+    noise = draw_noise(picture_generators(range(seed, seed + num)), (3, base_size, base_size))
+    labels, null = torch.arange(num) % net.num_classes, torch.tensor([net.num_classes])
+    grid = (base_size // net.patch_size,) * 2
+    _, field = sampler.sample(net, noise, labels, null, record_field=True)
+    fine = {scale: finer_noise(noise, scale) for scale in scales}
+    rows = {'the originals': [seam_ratio(shrink(images, base_size * scale), grid) for scale in scales]}
+    for blend in BLENDS:
+        decoded = (field.decode((base_size * scale,) * 2, blend=blend) for scale in scales)
+        rows[f'decoded, blend={blend:g}'] = [seam_ratio(pictures, grid) for pictures in decoded]
+    for blend in BLENDS:
+        sampled = (fixed_tokens(net, sampler, fine[scale], labels, null, grid, blend) for scale in scales)
+        rows[f'sampled at {grid[0]}x{grid[1]} tokens, blend={blend:g}'] = [seam_ratio(x, grid) for x in sampled]
+    print(f'Steps across borders over steps inside, {num} pictures, {net.head.alignment}-aligned\n')
+    print('| |' + ''.join(f' {scale}x |' for scale in scales) + '\n|---|' + '---|' * len(scales))
+    for name, values in rows.items():
+        print(f'| {name} |' + ''.join(f' {value:.2f} |' for value in values))

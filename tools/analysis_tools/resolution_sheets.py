@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from resolution_ways import paper_sample, repeat, upsample
+from resolution_ways import finer_noise, fixed_tokens, paper_sample, repeat, upsample
 
 from pixnerd_plugin.formats.atomic import atomic_path
 from pixnerd_plugin.functional.noise import draw_noise, picture_generators
@@ -41,6 +41,22 @@ def draw_sheets(networks: dict, sampler, base_size: int, num: int, seed: int, ou
             for title, row in rows.items()
         ]
         save_sheet(out / f'sheet_{index}.png', pictures)
+
+
+def draw_seams(net, sampler, base_size: int, scale: int, num: int, seed: int, path: Path) -> None:
+    """Write a sheet of ``num`` pictures at ``scale``: hard borders over joined ones, decoded, then sampled there."""
+    noise = draw_noise(picture_generators(range(seed, seed + num)), (3, base_size, base_size))
+    labels, null = torch.arange(num) % net.num_classes, torch.tensor([net.num_classes])
+    grid, size = (base_size // net.patch_size,) * 2, (base_size * scale,) * 2
+    _, field = sampler.sample(net, noise, labels, null, record_field=True)
+    fine = finer_noise(noise, scale)
+    rows = []
+    for blend in (0.0, 0.5):
+        rows.append((f'{scale}x, decoded, blend={blend:g}', field.decode(size, blend=blend)))
+    for blend in (0.0, 0.5):
+        pictures = fixed_tokens(net, sampler, fine, labels, null, grid, blend)
+        rows.append((f'{scale}x, sampled at {grid[0]}x{grid[1]} tokens, blend={blend:g}', pictures))
+    save_sheet(path, [(title, list(pictures.split(1))) for title, pictures in rows])
 
 
 def draw_native(

@@ -12,9 +12,14 @@ def paper_sample(net, sampler, noise, labels, null, scale: int):
     patches = noise.shape[-1] // net.patch_size
     alignment, net.head.alignment = net.head.alignment, 'corners'
     try:
-        return sampler.sample(net, finer_noise(noise, scale), labels, null, token_grid=(patches, patches))
+        return fixed_tokens(net, sampler, finer_noise(noise, scale), labels, null, (patches, patches))
     finally:
         net.head.alignment = alignment
+
+
+def fixed_tokens(net, sampler, noise, labels, null, grid: tuple[int, int], blend: float = 0.0):
+    """Sample at the size of ``noise`` with the trained token grid, by the head's own rule."""
+    return sampler.sample(net, noise, labels, null, token_grid=grid, blend=blend)
 
 
 def one_step(net, base, noise, t: float, labels, picture=None, scale: int = 1):
@@ -59,14 +64,3 @@ def psnr(images, originals) -> float:
     """Mean over pictures of the peak signal to noise ratio, in dB; pixels are cut to [-1, 1]."""
     error = (images.clamp(-1, 1) - originals).square().flatten(1).mean(1)
     return (10 * (4 / error).log10()).mean().item()
-
-
-def steps(images, patch: int) -> tuple[float, float]:
-    """Mean step between neighbouring pixels across patch borders, and inside patches."""
-    across, inside = [], []
-    for axis in (2, 3):
-        change = images.clamp(-1, 1).diff(dim=axis).abs().transpose(axis, -1)
-        border = torch.arange(change.shape[-1]) % patch == patch - 1
-        across.append(change[..., border].mean().item())
-        inside.append(change[..., ~border].mean().item())
-    return sum(across) / 2, sum(inside) / 2
