@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 _DEEP = '@deep@'
@@ -43,45 +42,33 @@ def paths(tree: Any, start: tuple = ()) -> Iterator[tuple]:
         yield from paths(value, (*start, key))
 
 
-def mutations(tree: Any) -> Iterator[tuple[str, Any]]:
-    """Every mutation of every place, with a name for it."""
-    for path in paths(tree):
-        for index, junk in enumerate(JUNK):
-            yield f'{path} = junk {index}', changed(tree, path, lambda parent, key, junk=junk: _set(parent, key, junk))
-        if path:
-            yield f'{path} absent', changed(tree, path, lambda parent, key: parent.pop(key))
-            yield f'{path} twice', changed(tree, path, _twice)
-            yield f'{path} renamed', changed(tree, path, _rename)
-            yield f'{path} nested', changed(tree, path, lambda parent, key: _set(parent, key, [parent[key]]))
-
-
 def sample(tree: Any, count: int, rng: random.Random) -> list[tuple[str, Any]]:
-    """So many of the mutations, or all of them; those beyond all are of two fields."""
-    found = list(mutations(tree))
-    rng.shuffle(found)
+    """So many of the mutations of single fields, each with a name; beyond all of them, mutations of two fields."""
+    places = [(path, index) for path in paths(tree) for index in range(len(_CHANGES)) if path or index < len(JUNK)]
+    rng.shuffle(places)
+    found = [(f'{path}: {_CHANGES[index][0]}', _changed(tree, path, index)) for path, index in places[:count]]
     while len(found) < count:
-        name, first = rng.choice(found)
-        place = rng.choice(list(paths(first)))
-        junk = rng.choice(JUNK)
-        try:
-            second = changed(first, place, lambda parent, key, junk=junk: _set(parent, key, junk))
-        except (KeyError, IndexError, TypeError):
-            continue
-        found.append((f'{name}, {str(place)[:200]} = {str(junk)[:20]}', second))
-    return found[:count]
+        (first, one), (second, two) = rng.sample(places, 2)
+        if first != second[: len(first)]:
+            changed = _changed(_changed(tree, second, two), first, one)
+            found.append((f'{first}: {_CHANGES[one][0]}, {second}: {_CHANGES[two][0]}', changed))
+    return found
 
 
-def changed(tree: Any, path: tuple, change: Any) -> Any:
-    if not path:
-        box = [tree]
-        change(box, 0)
-        return box[0] if box else None
-    tree = copy.deepcopy(tree)
-    parent = tree
-    for key in path[:-1]:
-        parent = parent[key]
-    change(parent, path[-1])
-    return tree
+def _changed(tree: Any, path: tuple, index: int) -> Any:
+    box = [_copy(tree)]
+    parent, key = box, 0
+    for step in path:
+        parent, key = parent[key], step
+    _CHANGES[index][1](parent, key)
+    return box[0]
+
+
+def _copy(tree: Any) -> Any:
+    # Not what is deep: that is junk, which nothing changes.
+    if isinstance(tree, dict):
+        return {key: _copy(value) for key, value in tree.items()}
+    return [_copy(value) for value in tree] if isinstance(tree, list) and tree is not _LIST else tree
 
 
 def _set(parent: Any, key: Any, value: Any) -> None:
@@ -100,3 +87,19 @@ def _rename(parent: Any, key: Any) -> None:
         parent[f'{key}x'] = parent.pop(key)
     else:
         parent.append(parent.pop(key))
+
+
+def _pop(parent: Any, key: Any) -> None:
+    parent.pop(key)
+
+
+def _nest(parent: Any, key: Any) -> None:
+    parent[key] = [parent[key]]
+
+
+def _junk(index: int) -> Callable[[Any, Any], None]:
+    return lambda parent, key: _set(parent, key, JUNK[index])
+
+
+_CHANGES = [(f'junk {index}', _junk(index)) for index in range(len(JUNK))]
+_CHANGES += [('nested', _nest), ('absent', _pop), ('twice', _twice), ('renamed', _rename)]

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from pixnerd_plugin.formats.atomic import atomic_path, remove_leftovers
-from pixnerd_plugin.formats.schema import Rule
+from pixnerd_plugin.formats.parts import PLAIN
+from pixnerd_plugin.formats.schema import Rule, shown
 from pixnerd_plugin.formats.text_file import parse_table, read_text
 
 from .npz import read_header
@@ -60,8 +61,8 @@ class SampleStore:
             if different and not self.overwrite:
                 key = different[0]
                 raise ValueError(
-                    f'{self.folder} holds samples of another run: {key} was {str(other.get(key))[:200]} and is now '
-                    f'{self.run.get(key)}; give another --work-dir, or --overwrite'
+                    f'{self.folder} holds samples of another run: {shown(key)[1:-1]} was {_brief(other.get(key))} and '
+                    f'is now {_brief(self.run.get(key))}; give another --work-dir, or --overwrite'
                 )
             if different:
                 shutil.rmtree(self.parts, ignore_errors=True)
@@ -159,3 +160,7 @@ class SampleStore:
             if match:
                 found.append((int(match[1]), int(match[2]), path))
         return sorted(found)
+
+
+def _brief(value: Any) -> str:
+    return json.dumps(value)[:100] if PLAIN.accepts(value) else shown(value)
