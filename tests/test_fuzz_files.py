@@ -78,6 +78,8 @@ def safetensors_tree(content: bytes, key: str | None) -> tuple[dict, bytes]:
     length = int.from_bytes(content[:8], 'little')
     header = json.loads(content[8 : 8 + length])
     metadata = header.pop('__metadata__')
+    # In one order, so that a seed means the same mutations.
+    header = dict(sorted(header.items()))
     return dict(header=header, metadata=json.loads(metadata[key]) if key else metadata), content[8 + length :]
 
 

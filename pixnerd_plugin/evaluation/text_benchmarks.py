@@ -150,7 +150,8 @@ def claim(out: Path, run: dict[str, Any], prompts: list[Prompt], overwrite: bool
             changed = ['the list of prompts']
         if changed and not overwrite:
             raise ValueError(
-                f'{out} holds pictures of another run: {shown(changed[0])[1:-1]} has changed; give another --out, or --overwrite'
+                f'{out} holds pictures of another run: {shown(changed[0])[1:-1]} has changed; give another --out, or '
+                '--overwrite'
             )
         if changed:
             for name in before['prompts']:

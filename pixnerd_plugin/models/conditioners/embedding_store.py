@@ -20,7 +20,7 @@ from pixnerd_plugin.formats.atomic import atomic_path
 from pixnerd_plugin.formats.lazy import Span, Tensors
 from pixnerd_plugin.formats.plain_file import require_file
 from pixnerd_plugin.formats.safetensors_file import open_safetensors
-from pixnerd_plugin.formats.schema import check_table, integer, naming, text
+from pixnerd_plugin.formats.schema import check_table, integer, naming, shown, text
 
 KEY_BYTES = 16
 
@@ -121,7 +121,8 @@ class TextEmbeddingStore:
             tensors, settings = open_safetensors(shard)
             rows = _check(tensors, settings)
         if self.settings not in (None, settings):
-            raise ValueError(f'{shard} was made with {settings}, the shards before it with {self.settings}')
+            made, before = str(settings)[:200], str(self.settings)[:200]
+            raise ValueError(f'{shard} was made with {made}, the shards before it with {before}')
         if self._rows and (rows.dtype, rows.shape[1:]) != (self._rows[0].dtype, self._rows[0].shape[1:]):
             raise ValueError(
                 f'{shard} has embeddings {rows.shape[1:]} of {rows.dtype}, the shards before it '
@@ -147,8 +148,10 @@ def _check(tensors: Tensors, settings: dict[str, str]) -> _Rows:
     integer(1, MAX_LENGTH).check('its max_length', embeds.shape[1])
     integer(1, MAX_WIDTH).check('its width', embeds.shape[2])
     if settings.get('max_length', str(embeds.shape[1])) != str(embeds.shape[1]):
-        raise ValueError(f'its embeds have {embeds.shape[1]} tokens, and its metadata says {settings["max_length"]}')
+        raise ValueError(
+            f'its embeds have {embeds.shape[1]} tokens, and its metadata says {shown(settings["max_length"])}'
+        )
     if _DTYPES.get(settings.get('dtype', ''), embeds.dtype) != embeds.dtype:
-        raise ValueError(f'its embeds are of {embeds.dtype}, and its metadata says {settings["dtype"]}')
+        raise ValueError(f'its embeds are of {embeds.dtype}, and its metadata says {shown(settings["dtype"])}')
     assert embeds.span is not None
     return _Rows(embeds.span, embeds.dtype, (embeds.shape[0], embeds.shape[1], embeds.shape[2]))
