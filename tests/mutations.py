@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 _DEEP = '@deep@'
@@ -49,7 +50,7 @@ def sample(tree: Any, count: int, rng: random.Random) -> list[tuple[str, Any]]:
     found = [(f'{path}: {_CHANGES[index][0]}', _changed(tree, path, index)) for path, index in places[:count]]
     while len(found) < count:
         (first, one), (second, two) = rng.sample(places, 2)
-        if first != second[: len(first)]:
+        with suppress(TypeError, KeyError, IndexError, AttributeError):  # where the one change took the other's place away
             changed = _changed(_changed(tree, second, two), first, one)
             found.append((f'{first}: {_CHANGES[one][0]}, {second}: {_CHANGES[two][0]}', changed))
     return found

@@ -159,7 +159,8 @@ def tar_member(member: dict) -> bytes:
 
 def build_tar(tree: Any) -> bytes:
     members = tree.get('members') if isinstance(tree, dict) else tree
-    return b''.join(tar_member(m) if isinstance(m, dict) else raw(m) for m in members or ()) + bytes(1024)
+    members = members if isinstance(members, list) else [members]
+    return b''.join(tar_member(m) if isinstance(m, dict) else raw(m) for m in members) + bytes(1024)
 
 
 def tar_format(folder: Path) -> Format:

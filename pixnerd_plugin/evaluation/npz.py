@@ -18,7 +18,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from pixnerd_plugin.formats.plain_file import require_file
-from pixnerd_plugin.formats.schema import check_table, integer, one_of, sequence, text
+from pixnerd_plugin.formats.schema import check_table, integer, one_of, sequence, shown, text
 from pixnerd_plugin.formats.zip_archive import check_directory_size
 
 # ADM's files have at most 5 arrays, and a header has about 120 bytes.
@@ -87,6 +87,9 @@ class Npz:
         self._entries = {entry.filename.removesuffix('.npy'): entry for entry in archive.infolist()}
         if len(self._entries) < len(archive.infolist()):
             raise ValueError(f'{path} has two arrays of one name')
+        for name in self._entries:
+            if not name.isprintable() or len(name) > 100:
+                raise ValueError(f'{path} has an array named {shown(name)}, which is no name')
 
     @property
     def names(self) -> list[str]:
@@ -113,7 +116,7 @@ class Npz:
             )
         try:
             stream = self._archive.open(entry)
-        except _DAMAGED as error:
+        except (*_DAMAGED, OSError) as error:
             raise ValueError(f'{where} is damaged: {_line(error)}; make it again') from None
         with stream:
             try:
