@@ -12,69 +12,33 @@ import comfy.conds
 import comfy.latent_formats
 import comfy.model_base
 import comfy.model_detection
+import comfy.model_sampling
 import comfy.supported_models
 import comfy.supported_models_base
 import torch
-from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
 from pixnerd_plugin.checkpoints.layouts.names import find_prefix
 from pixnerd_plugin.checkpoints.layouts.published import describe_difference
 from pixnerd_plugin.models.backbones import PixNerdDiT
 
-from .guards import check_condition, check_finite, check_size
-from .weights import METADATA_TENSOR, describe, metadata_tensor, select
+from .guards import check_condition, refuse_unknown_conditions, warn_of_template
+from .network import OPTIONS, ComfyPixNerdDiT
+from .text_encoder import MARK, text_encoder_target
+from .weights import METADATA_TENSOR, POSITIONS, POSITIONS_LAYER, describe, is_of_quantised, metadata_tensor, select
 
 IMAGE_MODEL = 'pixnerd'
 
-OPTIONS = 'pixnerd'
-"""Key of ``transformer_options`` with ``token_grid``, ``field_chunk`` and ``record``; all optional."""
-
-LABELS = 'pixnerd_labels'
-"""Key of a conditioning's dict with class ids ``(n,)``."""
+CLASSES = 'pixnerd_classes'
+"""Key of a conditioning's dict with the number of classes its tensor ``(n, 1, classes)`` has shares of."""
 
 
 class PixNerdLatent(comfy.latent_formats.LatentFormat):
     """Pixels in [-1, 1] are the latent; previews show them as they are."""
 
     latent_channels = 3
+    spacial_downscale_ratio = 1
     latent_rgb_factors = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
-
-
-def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return optimized_attention(q, k, v, q.shape[1], skip_reshape=True, skip_output_reshape=True)
-
-
-class ComfyPixNerdDiT(PixNerdDiT):
-    """The core's network under ComfyUI's calling convention."""
-
-    def __init__(self, image_model: str, dtype: torch.dtype | None = None, **architecture: Any):
-        super().__init__(attention=_attention, dtype=dtype, **architecture)
-        self.dtype = dtype
-
-    def init_weights(self) -> None:
-        """Nothing: every weight comes from the file, and float8 tensors cannot be drawn at random."""
-
-    def forward(
-        self,
-        x: Tensor,
-        timestep: Tensor,
-        context: Tensor | None = None,
-        labels: Tensor | None = None,
-        transformer_options: dict[str, Any] | None = None,
-        **unused: Any,
-    ) -> Tensor:
-        """``-v`` of ``x (B, 3, H, W)`` at ``t = 1 - timestep``; ``context`` for text models, ``labels`` for classes."""
-        options = (transformer_options or {}).get(OPTIONS, {})
-        grid = options.get('token_grid')
-        check_size(x.shape[2:], self.patch_size, grid)
-        t = 1 - timestep
-        s, _ = self.encode(x, t, context if self.num_classes is None else labels, grid)
-        velocity = self.decode(s, x, self.grid_of(x, grid), field_chunk=options.get('field_chunk'))
-        check_finite(velocity, t[0])
-        if 'record' in options:
-            options['record'](s, transformer_options)
-        return -velocity
 
 
 class PixNerdModel(comfy.model_base.BaseModel):
@@ -90,14 +54,20 @@ class PixNerdModel(comfy.model_base.BaseModel):
         """As core's, but a file whose tensors do not fit exactly is an error instead of a line in the log."""
         prefix = find_prefix(sd, unet_prefix)
         tensors = select(sd, prefix)
-        # What is not of the network (Lightning's other copy of the weights, the loss's projector) is not left over.
-        sd.clear()
-        expected = {name: tuple(tensor.shape) for name, tensor in self.diffusion_model.state_dict().items()}
-        if problem := describe_difference(set(expected), set(tensors)):
+        # What else is there (Lightning's other copy of the weights, the loss's projector) is not left over; a
+        # checkpoint's text encoder, under a prefix of its own, is core's to read.
+        for name in [name for name in sd if name.startswith(unet_prefix)]:
+            del sd[name]
+        expected = _shapes(self.model_config.metadata['architecture'])
+        plain = {name: tensor for name, tensor in tensors.items() if not is_of_quantised(name, tensors)}
+        due = {name for name in expected if name in plain or name not in tensors}
+        if problem := describe_difference(due, set(plain)):
             raise ValueError(f'the file is no whole PixNerd model: {problem}. Download or convert it again.')
-        for name, tensor in tensors.items():
+        for name, tensor in plain.items():
             if tuple(tensor.shape) != expected[name]:
                 raise ValueError(f'the file does not fit: {name} is {tuple(tensor.shape)}, not {expected[name]}.')
+        if POSITIONS in tensors:
+            tensors[POSITIONS_LAYER] = tensors.pop(POSITIONS)
         return super().load_model_weights(tensors, '', *args, **kwargs)
 
     def process_timestep(self, timestep: Tensor, **kwargs: Any) -> Tensor:
@@ -106,21 +76,32 @@ class PixNerdModel(comfy.model_base.BaseModel):
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
         """The condition as a regular one: repeating its tokens, as core does for cross-attention, would change it."""
-        net = self.diffusion_model
+        net, prompt = self.diffusion_model, kwargs.get('prompt_type', 'the conditioning')
+        if not isinstance(self.model_sampling, comfy.model_sampling.CONST):
+            raise ValueError(
+                'a node before the sampler gives the MODEL the sampling of models that predict noise (as '
+                'ModelSamplingDiscrete does), and PixNerd is a flow model: take it out.'
+            )
+        refuse_unknown_conditions(kwargs, prompt)
         cond = check_condition(
-            (kwargs.get('cross_attn'), kwargs.get(LABELS)),
-            net.num_classes,
-            net.text_dim,
-            net.text_length,
-            kwargs.get('prompt_type', 'the conditioning'),
+            kwargs.get('cross_attn'), kwargs.get(CLASSES), net.num_classes, net.text_dim, net.text_length, prompt
         )
+        if net.num_classes is None and not kwargs.get(MARK):
+            warn_of_template(prompt)
         key = 'c_crossattn' if net.num_classes is None else 'labels'
-        return {key: comfy.conds.CONDRegular(cond.to(kwargs['device']))}
+        conds = {key: comfy.conds.CONDRegular(cond.to(kwargs['device']))}
+        if 'noise' in kwargs:
+            # A fixed grid of tokens is shared out by area, so the network must know the whole.
+            conds['picture'] = comfy.conds.CONDConstant(tuple(kwargs['noise'].shape[2:]))
+        return conds
 
     def state_dict_for_saving(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """As core's, with what the tensors do not tell as one more of them."""
+        prefix = 'model.diffusion_model.'
         tensors = super().state_dict_for_saving(*args, **kwargs)
-        return {**tensors, f'model.diffusion_model.{METADATA_TENSOR}': metadata_tensor(self.model_config.metadata)}
+        if prefix + POSITIONS_LAYER in tensors:
+            tensors[prefix + POSITIONS] = tensors.pop(prefix + POSITIONS_LAYER)
+        return {**tensors, prefix + METADATA_TENSOR: metadata_tensor(self.model_config.metadata)}
 
 
 class PixNerdConfig(comfy.supported_models_base.BASE):
@@ -134,6 +115,8 @@ class PixNerdConfig(comfy.supported_models_base.BASE):
     # Peak activations of XL and XXL in bfloat16, counted op by op, are at most 0.038 in core's unit from 512x512 on.
     # Smaller pictures take about 200 MB whatever their size (a chunk of the field), which core's own reserve covers.
     memory_usage_factor = 0.04
+    vae_key_prefix = ['vae.']
+    text_encoder_key_prefix = ['text_encoders.']
 
     def __init__(self, unet_config: dict[str, Any]):
         super().__init__(unet_config)
@@ -148,9 +131,22 @@ class PixNerdConfig(comfy.supported_models_base.BASE):
     ) -> PixNerdModel:
         return PixNerdModel(self, device=device)
 
-    def clip_target(self, state_dict: dict[str, Tensor] | None = None) -> None:
-        """No checkpoint of PixNerd holds its text encoder."""
-        return None
+    def process_vae_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The mark of core's VAE that passes pixels through, whatever the checkpoint has."""
+        return {'pixel_space_vae': torch.tensor(1.0)}
+
+    def clip_target(self, state_dict: dict[str, Tensor] | None = None) -> Any:
+        """The text encoder in a checkpoint that core saved with it; None where there is none."""
+        (prefix,) = self.text_encoder_key_prefix
+        tensors = {name: tensor for name, tensor in (state_dict or {}).items() if name.startswith(prefix)}
+        return text_encoder_target(tensors, prefix) if tensors else None
+
+
+def _shapes(architecture: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The tensors that a network of this architecture has; newer core makes layers without, until they are loaded."""
+    with torch.device('meta'):
+        net = PixNerdDiT(**{name: value for name, value in architecture.items() if name != 'type'})
+    return {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
 
 
 def require_pixnerd(model: Any, widget: str) -> Any:
@@ -169,9 +165,9 @@ def with_options(model: Any, **options: Any) -> Any:
     return model
 
 
-def unet_config(state_dict: dict[str, Tensor], prefix: str) -> dict[str, Any]:
+def unet_config(state_dict: dict[str, Tensor], prefix: str, header: dict[str, str] | None) -> dict[str, Any]:
     """Core's description of the network under ``prefix``: its arguments, and the file's metadata."""
-    metadata = describe(state_dict, prefix)
+    metadata = describe(state_dict, prefix, header or {})
     architecture = {name: value for name, value in metadata['architecture'].items() if name != 'type'}
     return dict(architecture, image_model=IMAGE_MODEL, metadata=metadata)
 
@@ -182,9 +178,13 @@ def register() -> None:
     if getattr(detect, 'knows_pixnerd', False):
         return
 
-    def detect_unet_config(state_dict: dict[str, Tensor], key_prefix: str, *args: Any, **kwargs: Any) -> dict | None:
+    def detect_unet_config(
+        state_dict: dict[str, Tensor], key_prefix: str, metadata: dict[str, str] | None = None
+    ) -> dict | None:
         prefix = find_prefix(state_dict, key_prefix)
-        return detect(state_dict, key_prefix, *args, **kwargs) if prefix is None else unet_config(state_dict, prefix)
+        if prefix is None:
+            return detect(state_dict, key_prefix, metadata=metadata)
+        return unet_config(state_dict, prefix, metadata)
 
     detect_unet_config.knows_pixnerd = True
     comfy.model_detection.detect_unet_config = detect_unet_config

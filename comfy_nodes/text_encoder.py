@@ -24,6 +24,9 @@ PAD = 151643
 LENGTH = 128
 ROPE_THETA = 1e6
 
+MARK = 'pixnerd_text'
+"""Key of a conditioning's dict that tells that this encoder made it."""
+
 
 class Qwen3Tokenizer(comfy.sd1_clip.SDTokenizer):
     """Core's Qwen tokenizer without what ComfyUI adds to prompts: no weights, embeddings, template or chunks."""
@@ -109,6 +112,31 @@ class Qwen3TextModel(comfy.sd1_clip.SD1ClipModel):
             device=device, dtype=dtype, model_options=model_options or {}, name=NAME, clip_model=Qwen3ClipModel
         )
 
+    def encode_token_weights(self, token_weight_pairs: dict[str, list]) -> tuple:
+        cond, pooled, *_ = super().encode_token_weights(token_weight_pairs)
+        return cond, pooled, {MARK: True}
+
+
+def text_model(config: dict[str, int]) -> type[Qwen3TextModel]:
+    """The text model with the sizes of ``config``, as core's loaders call for it."""
+
+    class Sized(Qwen3TextModel):
+        def __init__(self, device: Any = 'cpu', dtype: torch.dtype | None = None, model_options: dict | None = None):
+            # Float16, core's default for text encoders, does not have bfloat16's range.
+            dtype = torch.bfloat16 if dtype == torch.float16 else dtype
+            super().__init__(device, dtype, {**(model_options or {}), f'{NAME}_config': config})
+
+    return Sized
+
+
+def text_encoder_target(tensors: dict[str, Tensor], prefix: str) -> comfy.supported_models_base.ClipTarget | None:
+    """What core builds a CLIP from for the tensors under ``prefix`` of a checkpoint; None if they are others."""
+    own = f'{prefix}{NAME}.transformer.'
+    transformer = {name.removeprefix(own): tensor for name, tensor in tensors.items() if name.startswith(own)}
+    if not transformer:
+        return None
+    return comfy.supported_models_base.ClipTarget(Qwen3Tokenizer, text_model(read_config(transformer)))
+
 
 def read_config(tensors: dict[str, Tensor]) -> dict[str, int]:
     """The sizes of a Qwen3 from its tensors.
@@ -145,8 +173,8 @@ def load_text_encoder(tensors: dict[str, Tensor], model_options: dict[str, Any] 
     # The output layer of the language model; text encoding ends before it.
     tensors.pop('model.lm_head.weight', None)
     # ComfyUI computes in float32 on weights of any dtype; float16, its default, does not have bfloat16's range.
-    options = {'dtype': torch.bfloat16, **(model_options or {}), f'{NAME}_config': read_config(tensors)}
-    target = comfy.supported_models_base.ClipTarget(Qwen3Tokenizer, Qwen3TextModel)
+    options = {'dtype': torch.bfloat16, **(model_options or {})}
+    target = comfy.supported_models_base.ClipTarget(Qwen3Tokenizer, text_model(read_config(tensors)))
     parameters = sum(tensor.numel() for tensor in tensors.values())
     clip = comfy.sd.CLIP(target, parameters=parameters, model_options=options)
     transformer = getattr(clip.cond_stage_model, NAME).transformer

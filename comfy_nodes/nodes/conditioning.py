@@ -9,7 +9,9 @@ from comfy_api.latest import io
 
 from pixnerd_plugin.models.conditioners import LabelConditioner
 
-from ..model import LABELS, require_pixnerd
+from ..imagenet import imagenet_names
+from ..model import CLASSES, require_pixnerd
+from ..schema import ADVANCED, search_aliases
 from ..text_encoder import NAME
 
 
@@ -22,6 +24,7 @@ class PixNerdTextEncode(io.ComfyNode):
             node_id='PixNerdTextEncode',
             display_name='PixNerd Text Encode',
             category='PixNerd/conditioning',
+            **search_aliases('pixnerd', 'prompt', 'clip text encode'),
             description='Encodes a prompt and a negative prompt. Up to 128 tokens are read, as they are written: '
             'brackets and weights such as (cat:1.2) are plain text.',
             inputs=[
@@ -54,8 +57,8 @@ def _encode(clip: Any, prompt: str) -> list:
     tokens = clip.tokenize(prompt)
     if NAME not in tokens:
         raise ValueError(
-            f'clip is a text encoder of another model ({", ".join(tokens)}): connect the CLIP of PixNerd Text Encoder '
-            'Loader.'
+            f'clip was loaded as a text encoder of another model ({", ".join(tokens)}), whose template it would put '
+            'around the prompt: load the same file by PixNerd Text Encoder Loader, and connect its CLIP.'
         )
     return clip.encode_from_tokens_scheduled(tokens)
 
@@ -69,6 +72,7 @@ class PixNerdClassLabel(io.ComfyNode):
             node_id='PixNerdClassLabel',
             display_name='PixNerd Class Label',
             category='PixNerd/conditioning',
+            **search_aliases('pixnerd', 'imagenet', 'class'),
             description='Chooses the class that a class-conditional model draws.',
             inputs=[
                 io.Model.Input('model', tooltip='The model that will draw: it knows how many classes there are.'),
@@ -85,7 +89,8 @@ class PixNerdClassLabel(io.ComfyNode):
                     multiline=True,
                     optional=True,
                     tooltip='Names of the classes, one a line in order, where the model file has none. Several names '
-                    'of one class are separated by commas.',
+                    "of one class are separated by commas. For 1000 classes without names, ImageNet's are known.",
+                    extra_dict=ADVANCED,
                 ),
             ],
             outputs=[
@@ -104,16 +109,17 @@ class PixNerdClassLabel(io.ComfyNode):
         if not labels:
             raise ValueError(f'label is empty: set it to a class, 0 to {num_classes - 1}, or its name.')
         names = [line.strip() for line in class_names.splitlines() if line.strip()] or core.class_names
+        if names is None and num_classes == 1000:
+            names = imagenet_names()
         try:
             conditioner = LabelConditioner(num_classes, names)
         except ValueError as error:
             raise ValueError(f'class_names: {error}; write one line per class, or leave it empty.') from None
         try:
-            return io.NodeOutput(_condition(conditioner(labels)), _condition(conditioner.null(1)))
+            ids = conditioner(labels)
         except ValueError as error:
             raise ValueError(f'label: {error}.') from None
-
-
-def _condition(labels: torch.Tensor) -> list:
-    # Core wants a tensor of embeddings; a class has none.
-    return [[torch.zeros(1, 1, 1), {LABELS: labels}]]
+        # Shares of the classes, so that nodes that mix conditionings mix classes; no class at all is the null class.
+        shares = torch.nn.functional.one_hot(ids, num_classes).float()[:, None]
+        extra = {CLASSES: num_classes}
+        return io.NodeOutput([[shares, extra]], [[torch.zeros(1, 1, num_classes), dict(extra)]])

@@ -9,7 +9,8 @@ import comfy.utils
 from comfy_api.latest import io
 
 from ..field import decode, field_of, to_image
-from ..guards import check_region
+from ..guards import check_batch_index, check_region
+from ..schema import ADVANCED, search_aliases
 from .size import MAX_SIDE
 
 
@@ -26,6 +27,7 @@ class PixNerdDecode(io.ComfyNode):
             node_id='PixNerdDecode',
             display_name='PixNerd Decode',
             category='PixNerd/latent',
+            **search_aliases('pixnerd', 'vae decode', 'upscale', 'neural field', 'zoom'),
             description='Turns samples into an image: as they are, or at any size and in any region, rendered anew '
             'from the neural field that PixNerd Sampler recorded.',
             inputs=[
@@ -45,7 +47,9 @@ class PixNerdDecode(io.ComfyNode):
                     tooltip='Share of the noise that is new in every pixel of a larger picture: more gives it texture, '
                     '0 keeps it smooth.',
                 ),
-                io.Int.Input('grain_seed', default=0, min=0, max=2**32 - 1, tooltip='Seed of the grain.'),
+                io.Int.Input(
+                    'grain_seed', default=0, min=0, max=2**32 - 1, tooltip='Seed of the grain.', extra_dict=ADVANCED
+                ),
                 io.Int.Input(
                     'field_chunk',
                     default=0,
@@ -53,6 +57,16 @@ class PixNerdDecode(io.ComfyNode):
                     max=2**24,
                     step=1024,
                     tooltip='Most pixels rendered at once. Less takes less memory and more time; 0 chooses for you.',
+                    extra_dict=ADVANCED,
+                ),
+                io.Int.Input(
+                    'batch_index',
+                    default=-1,
+                    min=-1,
+                    max=4095,
+                    optional=True,
+                    tooltip='Which picture of the batch, counted from 0; -1: all of them.',
+                    extra_dict=ADVANCED,
                 ),
             ],
             outputs=[io.Image.Output(display_name='IMAGE', tooltip='The picture.')],
@@ -71,7 +85,10 @@ class PixNerdDecode(io.ComfyNode):
         grain: float,
         grain_seed: int,
         field_chunk: int,
+        batch_index: int = -1,
     ) -> io.NodeOutput:
+        check_batch_index(len(latent['samples']), batch_index)
+        picture = None if batch_index < 0 else batch_index
         sampled = tuple(latent['samples'].shape[2:])
         size = _whole_size(sampled, height, width)
         bottom = region_y + region_height if region_height else size[0]
@@ -79,9 +96,10 @@ class PixNerdDecode(io.ComfyNode):
         region = (region_y, region_x, bottom, right)
         check_region(size, region)
         if size == sampled and grain == 0:
-            return io.NodeOutput(to_image(latent['samples'][:, :, region_y:bottom, region_x:right]))
+            samples = latent['samples'] if picture is None else latent['samples'][picture : picture + 1]
+            return io.NodeOutput(to_image(samples[:, :, region_y:bottom, region_x:right]))
 
-        field = field_of(latent)
+        field = field_of(latent, picture)
         comfy.model_management.load_models_gpu([field.model])
         core = field.model.model
         progress = comfy.utils.ProgressBar(1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 from typing import Any
 
 import comfy.model_management
@@ -16,25 +18,37 @@ from comfy_api.latest import io
 from pixnerd_plugin.sampling import AdamsFlowSampler
 
 from ..field import FIELD, RecordedField, Recorder, require_recordable
-from ..model import OPTIONS, require_pixnerd, with_options
-from ..solver import interval_wrapper, model_shift, published_sigmas, sample_adams
+from ..guards import check_shift
+from ..model import require_pixnerd, with_options
+from ..network import OPTIONS
+from ..padding import grid_of, pad, padded_size
+from ..schema import ADVANCED, search_aliases
+from ..settings import Settings, resolve
+from ..solver import INTERVAL, interval_wrapper, model_shift, published_sigmas, sample_adams
 
-WRAPPER_KEY = 'pixnerd_guidance_interval'
 
-
-def _steps() -> io.Int.Input:
+def _steps(own: bool = False) -> io.Int.Input:
     return io.Int.Input(
-        'steps', default=25, min=1, max=1000, tooltip='Steps, each one call of the model. Published: 25 for text.'
+        'steps',
+        default=0 if own else 25,
+        min=0 if own else 1,
+        max=1000,
+        tooltip='Steps, each one call of the model. 0: as the model was published or saved (25 for text, 100 for '
+        'classes).'
+        if own
+        else 'Steps, each one call of the model. Published: 25 for text.',
     )
 
 
-def _order() -> io.Int.Input:
+def _order(own: bool = False) -> io.Int.Input:
     return io.Int.Input(
         'order',
-        default=2,
-        min=1,
+        default=0 if own else 2,
+        min=0 if own else 1,
         max=4,
-        tooltip='How many of the last steps the solver looks at: 1 is Euler, 2 the published setting.',
+        tooltip='How many of the last steps the solver looks at: 1 is Euler, 2 the published setting for text.'
+        + (' 0: that of the model.' if own else ''),
+        extra_dict=ADVANCED if own else None,
     )
 
 
@@ -47,6 +61,7 @@ def _shift() -> io.Float.Input:
         step=0.1,
         tooltip='Above 1, more of the steps go to the noisy part. 0 takes that of the model (3 for text, 1 for '
         'classes) or of a shift node before it.',
+        extra_dict=ADVANCED,
     )
 
 
@@ -61,8 +76,8 @@ def _denoise() -> io.Float.Input:
     )
 
 
-def _interval() -> list[io.Float.Input]:
-    common = dict(min=0.0, max=1.0, step=0.01)
+def _interval(own: bool = False) -> list[io.Float.Input]:
+    common: dict[str, Any] = dict(min=0.0, max=1.0, step=0.01, extra_dict=ADVANCED if own else None)
     return [
         io.Float.Input(
             'guidance_start',
@@ -73,9 +88,10 @@ def _interval() -> list[io.Float.Input]:
         ),
         io.Float.Input(
             'guidance_end',
-            default=1.0,
+            default=0.0 if own else 1.0,
             **common,
-            tooltip='Guide only before this time. Steps without guidance take half the work.',
+            tooltip='Guide only before this time. Steps without guidance take half the work.'
+            + (" 0: guidance_start and guidance_end are the model's." if own else ''),
         ),
     ]
 
@@ -84,12 +100,39 @@ def _guided_inside(model: Any, start: float, end: float) -> Any:
     if start > end:
         raise ValueError(f'guidance_start is {start}, after guidance_end {end}: set it to {end} or less.')
     model = model.clone()
-    model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, WRAPPER_KEY, interval_wrapper(start, end))
+    model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, INTERVAL, interval_wrapper(start, end))
     return model
 
 
 def _shift_of(model: Any, shift: float) -> float:
-    return shift or model_shift(model.get_model_object('model_sampling').percent_to_sigma)
+    return check_shift(shift) if shift else model_shift(model.get_model_object('model_sampling').percent_to_sigma)
+
+
+def _as_picture(model: Any, latent: dict[str, Any]) -> torch.Tensor:
+    """The samples of a LATENT; an empty one of any model becomes an empty picture of the size it stands for."""
+    samples = latent['samples']
+    fix = comfy.sample.fix_empty_latent_channels
+    if samples.ndim == 4:
+        if 'downscale_ratio_spacial' in inspect.signature(fix).parameters:
+            ratios = (latent.get('downscale_ratio_spacial'), latent.get('downscale_ratio_temporal'))
+            samples = fix(model, samples, *ratios)
+        elif samples.shape[1] != 3 and not samples.any():
+            # Before core noted the scale of an empty latent, that of the VAEs then: eight.
+            batch, _, height, width = samples.shape
+            samples = samples.new_zeros(batch, 3, height * 8, width * 8)
+    if samples.ndim != 4 or samples.shape[1] != 3:
+        raise ValueError(
+            f'latent is of shape {tuple(samples.shape)}, the latent of another model: connect PixNerd Empty Image, '
+            'or an image through VAE Encode with the VAE of PixNerd Model Loader.'
+        )
+    return samples
+
+
+def _in_batch(conds: list, batch_index: list[int] | None) -> list:
+    """Conditionings whose rows are those of the pictures with these numbers; core would begin with the first."""
+    if not batch_index:
+        return conds
+    return [[c[[index % len(c) for index in batch_index]] if len(c) > 1 else c, extra] for c, extra in conds]
 
 
 class PixNerdSampler(io.ComfyNode):
@@ -103,6 +146,7 @@ class PixNerdSampler(io.ComfyNode):
             category='PixNerd/sampling',
             description='Draws a picture the way the model was published: Adams solver, its time grid and guidance '
             'interval. With record_field on, PixNerd Decode can then render it at any size.',
+            **search_aliases('pixnerd', 'neural field', 'pixel diffusion', 'ksampler'),
             inputs=[
                 io.Model.Input('model', tooltip='A PixNerd model.'),
                 io.Conditioning.Input('positive', tooltip='What to draw.'),
@@ -116,18 +160,19 @@ class PixNerdSampler(io.ComfyNode):
                     control_after_generate=True,
                     tooltip='Seed of the noise: the same seed and settings give the same picture.',
                 ),
-                _steps(),
+                _steps(own=True),
                 io.Float.Input(
                     'cfg',
-                    default=4.0,
+                    default=0.0,
                     min=0.0,
                     max=100.0,
                     step=0.1,
-                    tooltip='Guidance scale: how closely to follow the prompt or class. 1 turns guidance off.',
+                    tooltip='Guidance scale: how closely to follow the prompt or class. 1 turns guidance off. 0: that '
+                    'of the model (4 for text, 3.5 for classes).',
                 ),
-                _order(),
+                _order(own=True),
                 _shift(),
-                *_interval(),
+                *_interval(own=True),
                 _denoise(),
                 io.Boolean.Input(
                     'record_field',
@@ -157,33 +202,36 @@ class PixNerdSampler(io.ComfyNode):
         record_field: bool,
     ) -> io.NodeOutput:
         require_pixnerd(model, 'model')
-        samples = latent['samples']
-        if samples.ndim != 4 or samples.shape[1] != 3:
-            raise ValueError(
-                f'latent is of shape {tuple(samples.shape)}, the latent of another model: connect PixNerd Empty Image, '
-                'or an image through VAE Encode with the VAE of PixNerd Model Loader.'
-            )
+        samples = _as_picture(model, latent)
         if record_field:
-            require_recordable(model.model_options, latent, denoise)
-        recorder = Recorder()
-        guided = _guided_inside(model, guidance_start, guidance_end)
+            require_recordable(model, {'positive': positive, 'negative': negative}, latent, denoise)
         shift = _shift_of(model, shift)
-        sigmas = published_sigmas(steps, shift, denoise)
-        noise = comfy.sample.prepare_noise(samples, seed, latent.get('batch_index'))
+        widgets = Settings(steps, cfg, order, shift, guidance_start, guidance_end)
+        settings = resolve(model.model.model_config.metadata, widgets)
+        logging.info('PixNerd Sampler: %s', settings)
+        guided = _guided_inside(model, settings.start, settings.end)
+        sigmas = published_sigmas(settings.steps, shift, denoise)
+        batch_index = latent.get('batch_index')
+        noise = comfy.sample.prepare_noise(samples, seed, batch_index)
         preview = latent_preview.prepare_callback(guided, max(len(sigmas) - 1, 0))
+
+        guider = comfy.samplers.CFGGuider(guided)
+        recorder = Recorder(guider)
+        if record_field:
+            guider = comfy.samplers.CFGGuider(with_options(guided, record=recorder.record))
+            recorder.guider = guider
+        guider.set_conds(_in_batch(positive, batch_index), _in_batch(negative, batch_index))
+        guider.set_cfg(settings.cfg)
 
         def after_step(step: int, denoised: torch.Tensor, x: torch.Tensor, total: int) -> None:
             if record_field:
                 recorder.end_step()
             preview(step, denoised, x, total)
 
-        guider = comfy.samplers.CFGGuider(with_options(guided, record=recorder.record) if record_field else guided)
-        guider.set_conds(positive, negative)
-        guider.set_cfg(cfg)
         result = guider.sample(
             noise,
             samples,
-            comfy.samplers.KSAMPLER(sample_adams, {'order': order}),
+            comfy.samplers.KSAMPLER(sample_adams, {'order': settings.order}),
             sigmas,
             denoise_mask=latent.get('noise_mask'),
             callback=after_step,
@@ -191,15 +239,29 @@ class PixNerdSampler(io.ComfyNode):
             seed=seed,
         ).to(comfy.model_management.intermediate_device())
 
-        out = {**latent, 'samples': result}
-        out.pop(FIELD, None)
+        dropped = (FIELD, 'downscale_ratio_spacial', 'downscale_ratio_temporal')
+        out = {name: value for name, value in latent.items() if name not in dropped}
+        out['samples'] = result
         if record_field:
-            patch = model.model.diffusion_model.patch_size
-            grid = model.model_options['transformer_options'].get(OPTIONS, {}).get('token_grid')
-            grid = grid or (noise.shape[2] // patch, noise.shape[3] // patch)
-            solver = AdamsFlowSampler(steps, order, cfg, (guidance_start, guidance_end), shift)
-            out[FIELD] = RecordedField(model, result, noise, solver, grid, recorder.tokens)
+            out[FIELD] = _field(model, result, batch_index, noise, settings, recorder.tokens)
         return io.NodeOutput(out)
+
+
+def _field(
+    model: Any,
+    samples: torch.Tensor,
+    batch_index: list[int] | None,
+    noise: torch.Tensor,
+    settings: Settings,
+    tokens: list[torch.Tensor],
+) -> RecordedField:
+    patch_size, size = model.model.diffusion_model.patch_size, (noise.shape[2], noise.shape[3])
+    fixed = model.model_options['transformer_options'].get(OPTIONS, {}).get('token_grid')
+    interval = (settings.start, settings.end)
+    solver = AdamsFlowSampler(settings.steps, settings.order, settings.cfg, interval, settings.shift)
+    indices = list(batch_index or range(len(noise)))
+    padded = pad(noise, padded_size(size, patch_size, fixed))
+    return RecordedField(model, samples, indices, padded, solver, grid_of(size, patch_size, fixed), tokens)
 
 
 class PixNerdAdamsSolver(io.ComfyNode):
@@ -213,6 +275,7 @@ class PixNerdAdamsSolver(io.ComfyNode):
             category='PixNerd/sampling',
             description='The solver of PixNerd Sampler, for SamplerCustomAdvanced. Unlike lms it stays of its order in '
             'the last step.',
+            **search_aliases('pixnerd', 'adams bashforth', 'lms'),
             inputs=[_order()],
             outputs=[io.Sampler.Output(display_name='SAMPLER', tooltip='For SamplerCustom or SamplerCustomAdvanced.')],
         )
@@ -233,6 +296,7 @@ class PixNerdSigmas(io.ComfyNode):
             category='PixNerd/sampling',
             description='The time grid of PixNerd Sampler, for SamplerCustomAdvanced. The scheduler simple agrees with '
             'it when the steps divide 1000.',
+            **search_aliases('pixnerd', 'scheduler'),
             inputs=[
                 io.Model.Input('model', tooltip='The model that is sampled: it knows its shift.'),
                 _steps(),
@@ -258,6 +322,7 @@ class PixNerdGuidanceInterval(io.ComfyNode):
             category='PixNerd/model',
             description='Turns guidance off outside an interval of time, for KSampler and every other sampler. There '
             'the negative half is not computed.',
+            **search_aliases('pixnerd', 'cfg interval', 'limited interval'),
             inputs=[io.Model.Input('model', tooltip='Any flow model.'), *_interval()],
             outputs=[io.Model.Output(display_name='MODEL', tooltip='The model with this setting.')],
         )

@@ -9,6 +9,7 @@ import torch
 from comfy_api.latest import io
 
 from ..model import require_pixnerd, with_options
+from ..schema import ADVANCED, search_aliases
 
 FIXED, NATIVE = 'fixed tokens', 'native'
 MAX_SIDE = 16384
@@ -23,6 +24,7 @@ class PixNerdEmptyImage(io.ComfyNode):
             node_id='PixNerdEmptyImage',
             display_name='PixNerd Empty Image',
             category='PixNerd/latent',
+            **search_aliases('pixnerd', 'empty latent', 'size', 'resolution'),
             description='The size of the picture to draw. PixNerd has no latent space: what samplers call latent is '
             'the picture itself.',
             inputs=[
@@ -32,7 +34,7 @@ class PixNerdEmptyImage(io.ComfyNode):
                     min=8,
                     max=MAX_SIDE,
                     step=8,
-                    tooltip='In pixels; a multiple of 16 for the published models.',
+                    tooltip='In pixels. Any size; multiples of 16 fit the patches of the published models exactly.',
                 ),
                 io.Int.Input(
                     'height',
@@ -40,7 +42,7 @@ class PixNerdEmptyImage(io.ComfyNode):
                     min=8,
                     max=MAX_SIDE,
                     step=8,
-                    tooltip='In pixels; a multiple of 16 for the published models.',
+                    tooltip='In pixels. Any size; multiples of 16 fit the patches of the published models exactly.',
                 ),
                 io.Int.Input('batch_size', default=1, min=1, max=4096, tooltip='How many pictures are drawn at once.'),
             ],
@@ -50,7 +52,8 @@ class PixNerdEmptyImage(io.ComfyNode):
     @classmethod
     def execute(cls, width: int, height: int, batch_size: int) -> io.NodeOutput:
         device = comfy.model_management.intermediate_device()
-        return io.NodeOutput({'samples': torch.zeros(batch_size, 3, height, width, device=device)})
+        samples = torch.zeros(batch_size, 3, height, width, device=device)
+        return io.NodeOutput({'samples': samples, 'downscale_ratio_spacial': 1})
 
 
 class PixNerdResolution(io.ComfyNode):
@@ -62,6 +65,7 @@ class PixNerdResolution(io.ComfyNode):
             node_id='PixNerdResolution',
             display_name='PixNerd Resolution',
             category='PixNerd/model',
+            **search_aliases('pixnerd', 'token grid', 'high resolution'),
             description='For pictures of another size than the model was trained on: keep its number of patches and '
             'let the neural field draw each of them finer, or use more patches.',
             inputs=[
@@ -70,8 +74,8 @@ class PixNerdResolution(io.ComfyNode):
                     'mode',
                     options=[FIXED, NATIVE],
                     default=FIXED,
-                    tooltip='fixed tokens: the patches of base_size, whatever the size and shape of the picture; each '
-                    'side must be a multiple of their number. native: one patch for each 16x16 pixels.',
+                    tooltip='fixed tokens: the patches of base_size, whatever the size and shape of the picture. '
+                    'native: one patch for each 16x16 pixels.',
                 ),
                 io.Int.Input(
                     'base_size',
@@ -87,6 +91,7 @@ class PixNerdResolution(io.ComfyNode):
                     min=0,
                     max=2**24,
                     step=1024,
+                    extra_dict=ADVANCED,
                     tooltip='Most pixels the neural field draws at once. Less takes less memory and more time; 0 '
                     'chooses for you.',
                 ),

@@ -92,7 +92,8 @@ def _infer(shapes: Shapes) -> dict[str, Any]:
         num_heads=dim // shapes['blocks.0.attn.q_norm.weight'][0],
         patch_size=math.isqrt(patch_values // in_channels),
         in_channels=in_channels,
-        mlp_hidden=shapes['blocks.0.mlp.down.weight'][1],
+        # By first dimensions where there is a choice: four-bit formats pack two numbers along the second.
+        mlp_hidden=shapes['blocks.0.mlp.gate_up.weight'][0] // 2,
     )
     is_text = 'text_embed.positions' in shapes
     if is_text:

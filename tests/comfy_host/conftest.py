@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from .host import TEXT_DIM, build_net, save_net
+from .host import TEXT_DIM, build_net, class_conditioning, save_net
 
 
 @pytest.fixture(scope='session')
@@ -44,11 +44,9 @@ def model(kind, net, tmp_path):
 @pytest.fixture(scope='module')
 def conds(kind):
     """What the core takes, and the same as ComfyUI's CONDITIONING; each conditional and null."""
-    from comfy_nodes.model import LABELS
-
     if kind == 'class':
         pair = torch.tensor([3]), torch.tensor([5])
-        return pair, [[[torch.zeros(1, 1, 1), {LABELS: label}]] for label in pair]
+        return pair, [class_conditioning(int(label)) for label in pair]
     generator = torch.Generator().manual_seed(1)
     pair = [torch.randn(1, 128, TEXT_DIM, generator=generator) for _ in range(2)]
-    return pair, [[[cond, {}]] for cond in pair]
+    return pair, [[[cond, {'pixnerd_text': True}]] for cond in pair]

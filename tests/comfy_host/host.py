@@ -80,6 +80,12 @@ def save_net(net: nn.Module, path: Path, **metadata: object) -> None:
     save_file(net.state_dict(), path, {'pixnerd': text})
 
 
+def class_conditioning(label: int, num_classes: int = 5) -> list:
+    """CONDITIONING of one class as PixNerd Class Label gives it; ``num_classes`` for none."""
+    shares = torch.eye(num_classes + 1)[label, :num_classes]
+    return [[shares[None, None], {'pixnerd_classes': num_classes}]]
+
+
 def text_encoder_tensors() -> dict[str, Tensor]:
     """A tiny Qwen3 with the real vocabulary."""
     vocab_size, layers, heads, kv_heads, head_dim, hidden = 151936, 2, 4, 2, 8, 32

@@ -14,7 +14,7 @@ import_host()
 import comfy.sd  # noqa: E402
 import comfy.utils  # noqa: E402
 
-from comfy_nodes.model import LABELS, PixNerdModel  # noqa: E402
+from comfy_nodes.model import PixNerdModel  # noqa: E402
 from comfy_nodes.nodes import PixNerdClassLabel  # noqa: E402
 from comfy_nodes.weights import METADATA_TENSOR, metadata_tensor  # noqa: E402
 from pixnerd_plugin.checkpoints.layouts.published import to_published  # noqa: E402
@@ -57,8 +57,8 @@ class TestFiles:
         model = comfy.sd.load_diffusion_model(str(tmp_path / 'model.safetensors'))
         assert model.model.diffusion_model.head.architecture() == net.head.architecture()
         positive, null = PixNerdClassLabel.execute(model, 'goldfish\n3').args
-        assert positive[0][1][LABELS].tolist() == [1, 3]
-        assert null[0][1][LABELS].tolist() == [5]
+        assert positive[0][0].tolist() == [[[0, 1, 0, 0, 0]], [[0, 0, 0, 1, 0]]]
+        assert null[0][0].tolist() == [[[0, 0, 0, 0, 0]]]
 
     def test_a_torn_file_is_an_error(self, net, tmp_path):
         tensors = net.state_dict()

@@ -70,7 +70,8 @@ class TestPatching:
         outputs = []
         for memory in (1e32, model.model_size() / 3):
             model.patch_model(model.load_device, lowvram_model_memory=memory)
-            outputs.append(model.model.apply_model(x, sigma, **{key: conds[0][0]}))
+            cond = conds[1][0][0][0]
+            outputs.append(model.model.apply_model(x, sigma, **{key: cond[:, 0] if net.num_classes else cond}))
             assert model.model.model_lowvram == (memory < 1e30)
             model.unpatch_model(model.offload_device)
         assert error(outputs[1], outputs[0]) <= 1e-5

@@ -7,14 +7,13 @@ from safetensors.torch import load_file
 # Before the host, whose checkout has a package of the same name.
 from tests.checkpoints.files import save_lightning, save_mmengine
 
-from .host import build_net, import_host, require_host
+from .host import build_net, class_conditioning, import_host, require_host
 
 require_host()
 import_host()
 
 import comfy.sd  # noqa: E402
 
-from comfy_nodes.model import LABELS  # noqa: E402
 from comfy_nodes.nodes import PixNerdEmptyImage, PixNerdSampler  # noqa: E402
 from pixnerd_plugin import load_backbone  # noqa: E402
 from pixnerd_plugin.checkpoints.convert import convert  # noqa: E402
@@ -39,7 +38,7 @@ def core_picture(net):
 
 
 def comfy_picture(model):
-    conds = [[[torch.zeros(1, 1, 1), {LABELS: torch.tensor([label])}]] for label in (2, 5)]
+    conds = [class_conditioning(label) for label in (2, 5)]
     settings = dict(seed=SEED, steps=4, cfg=3.0, order=2, shift=1.0, guidance_start=0.0, guidance_end=1.0, denoise=1.0)
     latent = PixNerdEmptyImage.execute(SIZE, SIZE, 1).args[0]
     return PixNerdSampler.execute(model, *conds, latent, **settings, record_field=False).args[0]['samples']

@@ -12,6 +12,7 @@ MODULES = (
     'comfy.model_base',
     'comfy.model_detection',
     'comfy.model_management',
+    'comfy.model_sampling',
     'comfy.patcher_extension',
     'comfy.sample',
     'comfy.samplers',

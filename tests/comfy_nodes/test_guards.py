@@ -1,48 +1,48 @@
 import pytest
 import torch
 
-from comfy_nodes.guards import check_condition, check_finite, check_region, check_safetensors, check_size
+from comfy_nodes.guards import (
+    check_batch_index,
+    check_condition,
+    check_finite,
+    check_region,
+    check_safetensors,
+    check_shift,
+    check_sigmas,
+    refuse_unknown_conditions,
+)
 
-LABEL = torch.tensor([3])
+LABEL = torch.eye(10)[3][None, None]
 TEXT = torch.zeros(1, 128, 24)
-
-
-class TestSize:
-    @pytest.mark.parametrize(('size', 'grid'), [((512, 256), None), ((96, 40), (32, 8))])
-    def test_multiples_pass(self, size, grid):
-        check_size(size, 16, grid)
-
-    @pytest.mark.parametrize(
-        ('size', 'grid', 'message'),
-        [
-            ((512, 500), None, 'width is 500, .* 16 .* set it to 496 or 512'),
-            ((8, 512), None, 'height is 8, .* set it to 16'),
-            ((1000, 1024), (32, 32), 'height is 1000, .* 32 .* set it to 992 or 1024'),
-        ],
-    )
-    def test_others_name_widget_and_fix(self, size, grid, message):
-        with pytest.raises(ValueError, match=message):
-            check_size(size, 16, grid)
 
 
 class TestCondition:
     def test_what_fits_is_returned(self):
-        assert check_condition((TEXT, LABEL), 10, None, 0, 'positive') is LABEL
-        assert check_condition((TEXT, None), None, 24, 128, 'positive') is TEXT
+        assert torch.equal(check_condition(LABEL, 10, 10, None, 0, 'positive'), LABEL[:, 0])
+        assert check_condition(TEXT, None, None, 24, 128, 'positive') is TEXT
 
     @pytest.mark.parametrize(
-        ('cond', 'model', 'message'),
+        ('cond', 'classes', 'model', 'message'),
         [
-            ((TEXT, None), (10, None, 0), 'negative holds a text, .* connect PixNerd Class Label'),
-            ((TEXT, LABEL), (None, 24, 128), 'negative holds a class label, .* connect PixNerd Text Encode'),
-            ((TEXT, LABEL), (2, None, 0), 'class 3 of another model, .* 0 to 1'),
-            ((TEXT, None), (None, 2048, 128), 'another text encoder .* width 2048'),
-            ((TEXT, None), (None, 24, 77), 'another text encoder .* up to 77'),
+            (TEXT, None, (10, None, 0), 'negative holds a text, .* connect PixNerd Class Label'),
+            (LABEL, 10, (None, 24, 128), 'negative holds a class label, .* connect PixNerd Text Encode'),
+            (LABEL, 10, (2, None, 0), r'a class of another model \(10 classes, and this model has 2\)'),
+            (LABEL.repeat(1, 2, 1), 10, (10, None, 0), '2 classes in a row .* mix them by Conditioning Average'),
+            (TEXT, None, (None, 2048, 128), 'another text encoder .* 24 wide, .* takes 2048'),
+            (TEXT, None, (None, 24, 77), 'negative holds 128 tokens of text, and this model reads 77'),
+            (None, None, (None, 24, 77), 'negative holds nothing'),
+            (TEXT[0], None, (None, 24, 77), 'negative holds nothing'),
         ],
     )
-    def test_the_rest_says_what_to_connect(self, cond, model, message):
+    def test_the_rest_says_what_to_do(self, cond, classes, model, message):
         with pytest.raises(ValueError, match=message):
-            check_condition(cond, *model, 'negative')
+            check_condition(cond, classes, *model, 'negative')
+
+    @pytest.mark.parametrize('name', ['control', 'gligen', 'unclip_conditioning', 'reference_latents'])
+    def test_what_the_model_would_not_feel(self, name):
+        refuse_unknown_conditions({name: None}, 'positive')
+        with pytest.raises(ValueError, match=r'^positive holds a .*\.$'):
+            refuse_unknown_conditions({name: object()}, 'positive')
 
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])
@@ -53,9 +53,7 @@ def test_output_that_is_not_finite(value):
 
 
 def test_files():
-    check_safetensors('a/b.safetensors', 'model')
-    with pytest.raises(ValueError, match=r'tools/convert_checkpoint\.py b\.ckpt b\.safetensors'):
-        check_safetensors('b.ckpt', 'model')
+    check_safetensors('a/b.safetensors', 'text encoder')
     with pytest.raises(ValueError, match=r'b\.bin is not a safetensors file'):
         check_safetensors('b.bin', 'text encoder')
 
@@ -65,3 +63,32 @@ def test_regions_outside(region):
     check_region((64, 128), (0, 0, 64, 128))
     with pytest.raises(ValueError, match='change region_x'):
         check_region((64, 128), region)
+
+
+@pytest.mark.parametrize(
+    ('sigmas', 'message'),
+    [
+        ([14.6, 1.0, 0.0], 'sigma 14.6, .* connect PixNerd Sigmas'),
+        ([1.0, float('nan'), 0.0], 'sigma nan'),
+        ([1.0, -0.5], 'sigma -0.5'),
+        ([0.5, 1.0, 0.0], 'rise on the way'),
+    ],
+)
+def test_sigmas_of_other_models(sigmas, message):
+    check_sigmas([1.0, 1.0, 0.5, 0.0, 0.0])
+    with pytest.raises(ValueError, match=message):
+        check_sigmas(sigmas)
+
+
+@pytest.mark.parametrize('shift', [float('nan'), float('inf'), 0.0, -2.62])
+def test_shifts(shift):
+    assert check_shift(3.0) == 3.0
+    with pytest.raises(ValueError, match='the shift is'):
+        check_shift(shift)
+
+
+def test_pictures_of_a_batch():
+    check_batch_index(3, -1)
+    check_batch_index(3, 2)
+    with pytest.raises(ValueError, match='from 0 to 2, or -1'):
+        check_batch_index(3, 3)

@@ -18,6 +18,12 @@ class TestSigmas:
         torch.testing.assert_close(sigmas, published_sigmas(20, 1.0)[-11:])
         assert published_sigmas(10, 1.0, 0.0).shape == (0,)
 
+    def test_a_tiny_denoise_takes_no_memory(self):
+        sigmas = published_sigmas(10, 3.0, 1e-9)
+        assert sigmas.shape == (11,)
+        assert 0 < sigmas[0] < 1e-7
+        assert sigmas[-1] == 0
+
     @pytest.mark.parametrize('shift', [1.0, 2.5, 6.0])
     def test_the_shift_of_a_model_is_read_from_its_sampling(self, shift):
         def percent_to_sigma(percent):
@@ -47,6 +53,20 @@ class TestAdams:
         torch.testing.assert_close(result, solver.integrate(velocity, x), atol=1e-5, rtol=1e-5)
         assert [step['i'] for step in seen] == list(range(9))
         torch.testing.assert_close(seen[0]['x'], x)
+
+    def test_steps_of_no_length_do_nothing(self):
+        def model(x, sigma):
+            return x - sigma.view(-1, 1) * torch.cos(3 * x)
+
+        x, sigmas = torch.ones(1, 3), published_sigmas(6, 2.0)
+        repeated = torch.cat((sigmas[:1], sigmas[:3], sigmas[2:3], sigmas[2:], sigmas[-1:]))
+        results = [sample_adams(model, x, s, disable=True, order=3) for s in (sigmas, repeated)]
+        assert torch.equal(*results)
+        assert torch.equal(sample_adams(model, x, sigmas[:0], disable=True), x)
+
+    def test_sigmas_of_another_model_are_refused(self):
+        with pytest.raises(ValueError, match='connect PixNerd Sigmas'):
+            sample_adams(None, torch.ones(1, 3), torch.tensor([14.6, 0.0]), disable=True)
 
     def test_it_ends_within_a_step_when_the_callback_raises(self):
         calls = []
@@ -93,5 +113,16 @@ class TestInterval:
         assert self.scale_at(1.0, 0.0, 1.0) == 1
         assert self.scale_at(0.01, 0.0, 1.0) == 4
 
-    def test_guiders_without_one_scale_are_left_alone(self):
+    def test_guiders_without_one_scale_are_left_alone_and_named_once(self, caplog):
         assert self.scale_at(1.0, 0.0, 1.0, SimpleNamespace(cfg1=2.0)) is None
+        assert 'does not act on SimpleNamespace' in caplog.text
+
+    def test_so_are_those_that_inherit_a_scale_they_do_not_use(self, caplog):
+        class Two:
+            cfg = 4.0
+
+            def set_cfg(self, cfg1, cfg2):
+                pass
+
+        assert self.scale_at(1.0, 0.0, 1.0, Two()) == 4.0
+        assert 'does not act on Two' in caplog.text

@@ -24,6 +24,7 @@ from pixnerd_plugin.models.layers.embeddings import TextEmbedding, TimeEmbedding
 from pixnerd_plugin.registry import MODELS, build
 
 from .conditioning import Conditioning
+from .hooks import Hooks
 
 
 @MODELS.register_module()
@@ -167,18 +168,21 @@ class PixNerdDiT(nn.Module):
         *,
         feature_layer: int | None = None,
         conditioning: Conditioning | None = None,
+        hooks: Hooks | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Run the transformer: a noisy picture to patch vectors, which are all that the head sees of it.
 
         Args:
             x: noisy picture ``(B, C, H, W)``; its dtype and device are those of the computation.
             t: time ``(B,)``, 0 at noise and 1 at the image.
-            cond: class ids ``(B,)``, or text embeddings ``(B, N, text_dim)``.
+            cond: class ids ``(B,)``, or shares of the classes ``(B, num_classes)``, what is missing to 1 being the null
+                class's; or text embeddings ``(B, N, text_dim)``.
             token_grid: ``(rows, columns)`` of tokens, for pictures of another size than the trained one: the
                 transformer reads the picture resampled to ``rows P x columns P`` (paper Fig. 4). By default each ``P x
                 P`` pixels make a token.
             feature_layer: also return the tokens ``(B, L, D)`` after this block, counted from 1.
             conditioning: result of :meth:`condition` for ``t`` and ``cond``, if it was computed ahead.
+            hooks: a host's part in the call.
 
         Returns:
             The patch vectors ``s (B, L, D)``, and the features, or None without ``feature_layer``.
@@ -191,7 +195,7 @@ class PixNerdDiT(nn.Module):
         if feature_layer is not None and not 1 <= feature_layer <= self.depth:
             raise ValueError(f'feature_layer={feature_layer} must be from 1 to depth={self.depth}')
         if conditioning is None:
-            e_t, modulations, texts = self._condition(t, cond, x.dtype)
+            e_t, modulations, texts = self._condition(t, cond, x.dtype, hooks)
         else:
             e_t, modulations = conditioning.e_t, list(conditioning.modulations.unbind(1))
             texts = (
@@ -200,7 +204,7 @@ class PixNerdDiT(nn.Module):
                 else [kv.unbind(1) for kv in conditioning.text.unbind(1)]
             )
         tokens = _resample(x, grid, self.patch_size)
-        return self._tokens(tokens, e_t, modulations, texts, grid, feature_layer)
+        return self._tokens(tokens, e_t, modulations, texts, grid, feature_layer, hooks)
 
     def decode(
         self,
@@ -314,18 +318,27 @@ class PixNerdDiT(nn.Module):
         ]
         return Conditioning(e_t, torch.stack(modulations, dim=1), torch.stack(keys_values, dim=1))
 
-    def _condition(self, t: Tensor, cond: Tensor, dtype: torch.dtype) -> tuple[Tensor, list[Tensor], list[Any]]:
+    def _condition(
+        self, t: Tensor, cond: Tensor, dtype: torch.dtype, hooks: Hooks | None = None
+    ) -> tuple[Tensor, list[Tensor], list[Any]]:
         """Embedded time ``(B, D)``, and for each block its modulation ``(B, 6, D)`` and the refined text or None."""
         e_t = self.time_embed(t, dtype)
         text = None
         if self.text_dim is None:
-            c = F.silu(e_t + self.label_embed(cond).to(e_t.dtype))
+            c = F.silu(e_t + self._class_embedding(cond).to(e_t.dtype))
         else:
             c = F.silu(e_t)
             text = self.text_embed(cond.to(dtype))  # (B, N, D)
             for block in self.text_blocks:
-                text = self._run(block, text, block.modulate(c))
+                text = self._run(hooks, block, None, text, block.modulate(c))
         return e_t, [block.modulate(c) for block in self.blocks], [text] * self.depth
+
+    def _class_embedding(self, cond: Tensor) -> Tensor:
+        """Class ids ``(B,)``, or shares ``(B, num_classes)``, to ``(B, D)``."""
+        if cond.ndim == 1:
+            return self.label_embed(cond)
+        table = self.label_embed(torch.arange(cond.shape[1] + 1, device=cond.device))
+        return torch.cat((cond, 1 - cond.sum(1, keepdim=True)), dim=1).to(table.dtype) @ table
 
     def _tokens(
         self,
@@ -335,19 +348,25 @@ class PixNerdDiT(nn.Module):
         texts: Sequence[Text | None],
         grid: tuple[int, int],
         feature_layer: int | None,
+        hooks: Hooks | None,
     ) -> tuple[Tensor, Tensor | None]:
         """The transformer: ``x (B, C, rows P, columns P)`` to ``s (B, L, D)``, and the features of one layer."""
-        rotary = rotary_table(*token_positions(grid, self.position_rule, x.device), self.dim // self.num_heads)
+        positions = token_positions(grid, self.position_rule, x.device)
+        if hooks is not None:
+            positions = hooks.positions(*positions)
+        rotary = rotary_table(*positions, self.dim // self.num_heads)
         # A patch is flattened channel-major.
         h = self.patch_embed(to_patches(x, grid).movedim(-1, 2).flatten(2))  # (B, L, D)
         features = None
         for index, (block, modulation, text) in enumerate(zip(self.blocks, modulations, texts, strict=True), start=1):
-            h = self._run(block, h, modulation, partial(rotate, table=rotary), text)
+            h = self._run(hooks, block, index - 1, h, modulation, partial(rotate, table=rotary), text)
             if index == feature_layer:
                 features = h
         return F.silu(e_t.unsqueeze(1) + h), features
 
-    def _run(self, block: Any, h: Tensor, *args: Any) -> Tensor:
+    def _run(self, hooks: Hooks | None, block: Any, index: int | None, h: Tensor, *args: Any) -> Tensor:
+        if hooks is not None:
+            return hooks.run(block, index, h, *args)
         if self.checkpoint and torch.is_grad_enabled():
             return recompute(block, h, *args, use_reentrant=False)
         return block(h, *args)
@@ -361,9 +380,12 @@ class PixNerdDiT(nn.Module):
                     f'got {tuple(cond.shape)}'
                 )
             return
+        if cond.is_floating_point() and cond.shape == (batch, self.num_classes):
+            return
         if cond.shape != (batch,):
             raise ValueError(
-                f'cond must be class ids ({batch},) for this class-conditional model, got {tuple(cond.shape)}'
+                f'cond must be class ids ({batch},) for this class-conditional model, or shares of its classes '
+                f'({batch}, {self.num_classes}), got {tuple(cond.shape)}'
             )
         # Reading an id from a GPU would stall, and a compiler cannot read one.
         if cond.device.type == 'cpu' and batch and not torch.compiler.is_compiling():

@@ -47,8 +47,17 @@ class Attention(nn.Module):
         self.k_norm = operations.RMSNorm(dim // num_heads, eps=1e-6, **factory)
         self.proj = operations.Linear(dim, dim, **factory)
 
-    def forward(self, h: Tensor, rotate: Callable[[Tensor], Tensor] | None = None, text: Text | None = None) -> Tensor:
-        """Map ``h (B, L, D)`` to ``(B, L, D)``; ``rotate`` turns q and k, and ``text`` is for joint attention."""
+    def forward(
+        self,
+        h: Tensor,
+        rotate: Callable[[Tensor], Tensor] | None = None,
+        text: Text | None = None,
+        attention: AttentionFunction | None = None,
+    ) -> Tensor:
+        """Map ``h (B, L, D)``, with ``text`` if joint, to ``(B, L, D)``; ``rotate`` turns q and k.
+
+        ``attention`` takes the place of the layer's own function in this call.
+        """
         q, k, v = rearrange(self.qkv(h), 'b l (three head d) -> three b head l d', three=3, head=self.num_heads)
         q, k = self.q_norm(q), self.k_norm(k)
         if rotate is not None:
@@ -57,7 +66,7 @@ class Attention(nn.Module):
             text_k, text_v = text if isinstance(text, tuple) else self.text_keys_values(text)
             k, v = torch.cat((k, text_k), dim=2), torch.cat((v, text_v), dim=2)
         # Under autocast the norms may leave q and k in float32 beside a bf16 v.
-        out = self.attention(q.to(v.dtype), k.to(v.dtype), v)
+        out = (attention or self.attention)(q.to(v.dtype), k.to(v.dtype), v)
         return self.proj(rearrange(out, 'b head l d -> b l (head d)'))
 
     def text_keys_values(self, text: Tensor) -> tuple[Tensor, Tensor]:

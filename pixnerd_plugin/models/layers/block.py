@@ -71,9 +71,13 @@ class TransformerBlock(nn.Module):
         modulation: Tensor,
         rotate: Callable[[Tensor], Tensor] | None = None,
         text: Text | None = None,
+        attention: AttentionFunction | None = None,
     ) -> Tensor:
-        """Map tokens ``h (B, L, D)`` to ``(B, L, D)``; a joint block attends to ``text`` too."""
+        """Map tokens ``h (B, L, D)`` to ``(B, L, D)``; ``text`` joins the attention of a joint block.
+
+        ``attention`` takes the place of the block's own function in this call.
+        """
         parts = modulation.unsqueeze(2).unbind(1)
         for_attention, for_mlp = Modulation(*parts[:3]), Modulation(*parts[3:])
-        h = for_attention.apply(h, self.norm1, lambda n: self.attn(n, rotate, text))
+        h = for_attention.apply(h, self.norm1, lambda n: self.attn(n, rotate, text, attention))
         return for_mlp.apply(h, self.norm2, self.mlp)

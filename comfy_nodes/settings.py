@@ -1,0 +1,42 @@
+"""What a run is sampled with: the widgets, and the model's own settings where they say 0."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from pixnerd_plugin.checkpoints.metadata import default_sampling
+from pixnerd_plugin.formats.parts import build_part
+
+
+class Settings(NamedTuple):
+    """The settings of a run; ``shift`` 0 is the model's."""
+
+    steps: int
+    cfg: float
+    order: int
+    shift: float
+    start: float
+    end: float
+
+    def __str__(self) -> str:
+        return (
+            f'{self.steps} steps, cfg {self.cfg:g}, order {self.order}, shift {self.shift:g}, '
+            f'guidance where {self.start:g} < t < {self.end:g}'
+        )
+
+
+def resolve(metadata: dict[str, Any], widgets: Settings) -> Settings:
+    """The widgets, with 0 replaced by what a file's ``metadata`` says, or by the published settings.
+
+    A guidance interval that ends at 0 would guide nothing: it stands for the model's whole interval.
+    """
+    own: Any = build_part(metadata.get('sampling') or default_sampling(metadata['architecture']), 'sampler')
+    start, end = (widgets.start, widgets.end) if widgets.end else own.guidance_interval
+    return Settings(
+        widgets.steps or own.num_steps,
+        widgets.cfg or own.guidance_scale,
+        widgets.order or own.order,
+        widgets.shift,
+        start,
+        end,
+    )

@@ -1,0 +1,185 @@
+"""A file as it was downloaded, trained or saved, in the loaders that a user has."""
+
+import logging
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+# Before the host, whose checkout has a package of the same name.
+from tests.checkpoints.files import save_lightning, save_mmengine
+
+from .host import CLASS_NAMES, build_net, import_host, require_host, save_net, text_encoder_tensors
+
+require_host()
+import_host()
+
+import comfy.sd  # noqa: E402
+import folder_paths  # noqa: E402
+
+from comfy_nodes.nodes import PixNerdClassLabel, PixNerdModelLoader, PixNerdTextEncode  # noqa: E402
+from comfy_nodes.text_encoder import load_text_encoder  # noqa: E402
+from pixnerd_plugin.checkpoints.layouts.published import to_published  # noqa: E402
+from pixnerd_plugin.models.backbones import PixNerdDiT  # noqa: E402
+
+from .native import error, reference, sample  # noqa: E402
+
+
+@pytest.fixture
+def load(tmp_path, monkeypatch):
+    """Our loader on a file of ``tmp_path``."""
+    monkeypatch.setattr(folder_paths, 'get_full_path_or_raise', lambda folder, name: str(tmp_path / name))
+    return lambda name, dtype='default': PixNerdModelLoader.execute(name, dtype).args
+
+
+def written(net, path):
+    """A network in the layout that a file's name stands for."""
+    state = net.state_dict()
+    metadata = dict(architecture=net.architecture(), class_names=CLASS_NAMES)
+    if path.suffix == '.ckpt':
+        return save_lightning(path, state, {name: tensor + 1 for name, tensor in state.items()}, {})
+    if path.suffix == '.pth':
+        return save_mmengine(path, state, {name: tensor + 1 for name, tensor in state.items()}, {}, metadata)
+    if path.stem == 'published':
+        save_file({f'ema_denoiser.{name}': tensor for name, tensor in to_published(state).items()}, path)
+    elif path.stem == 'layer':
+        # As a program saves it that knows nothing of the name on disk.
+        save_file({name.replace('.positions', '.positions.weight'): tensor for name, tensor in state.items()}, path)
+    else:
+        save_net(net, path, class_names=CLASS_NAMES)
+    return path
+
+
+FILES = ('run.ckpt', 'run.pth', 'ours.safetensors', 'published.safetensors', 'layer.safetensors')
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_every_layout_draws_the_picture(load, tmp_path, net, conds, name):
+    written(net, tmp_path / name)
+    model, vae = load(name)
+    assert error(sample(model, conds)['samples'], reference(net, conds)) <= 1e-4
+    image = torch.rand(1, 32, 48, 3)
+    torch.testing.assert_close(vae.decode(vae.encode(image)).cpu(), image, atol=1e-2, rtol=0)
+
+
+def test_a_training_checkpoint_brings_its_class_names(load, tmp_path):
+    written(build_net('class'), tmp_path / 'run.pth')
+    positive, _ = PixNerdClassLabel.execute(load('run.pth')[0], 'goldfish').args
+    assert positive[0][0].argmax() == 1
+
+
+@pytest.mark.parametrize('content', [b'x', b'PK\x03\x04 torn'])
+def test_what_is_no_checkpoint_is_said_in_one_line(load, tmp_path, content):
+    (tmp_path / 'a.ckpt').write_bytes(content)
+    with pytest.raises(ValueError, match=r'^model_name a\.ckpt is not a PixNerd model, or damaged: .*\.$') as caught:
+        load('a.ckpt')
+    assert '\n' not in str(caught.value)
+    assert str(tmp_path) not in str(caught.value)
+
+
+def test_code_in_a_checkpoint_is_never_run(load, tmp_path):
+    torch.save({'state_dict': {}, 'hook': shout}, tmp_path / 'a.ckpt')
+    with pytest.raises(ValueError, match='nothing but tensors'):
+        load('a.ckpt')
+
+
+def shout():
+    raise AssertionError('it was run')
+
+
+def test_imagenet_s_names_are_known(load, tmp_path):
+    net = PixNerdDiT(dim=16, depth=1, num_heads=2, num_classes=1000, head=dict(type='NeuralFieldHead', width=8))
+    save_net(net, tmp_path / 'a.safetensors')
+    model, _ = load('a.safetensors')
+    positive, _ = PixNerdClassLabel.execute(model, 'goldfish\nGolden Retriever').args
+    assert positive[0][0].argmax(-1).flatten().tolist() == [1, 207]
+    with pytest.raises(ValueError, match=r"'cardigan' is shared by classes \[264, 474\]"):
+        PixNerdClassLabel.execute(model, 'cardigan')
+
+
+class TestSettings:
+    @pytest.fixture
+    def settings(self):
+        return dict(type='AdamsFlowSampler', num_steps=7, order=3, guidance_scale=2.0, guidance_interval=[0.2, 0.9])
+
+    def test_zero_is_what_the_file_says(self, load, tmp_path, net, conds, caplog, settings):
+        save_net(net, tmp_path / 'a.safetensors', sampling={**settings, 'timeshift': 2.0})
+        model, _ = load('a.safetensors')
+        with caplog.at_level(logging.INFO):
+            result = sample(model, conds, steps=0, cfg=0.0, order=0, shift=0.0, guidance_end=0.0)['samples']
+        assert 'PixNerd Sampler: 7 steps, cfg 2, order 3, shift 2, guidance where 0.2 < t < 0.9' in caplog.text
+        expected = reference(
+            net, conds, num_steps=7, order=3, guidance_scale=2.0, guidance_interval=(0.2, 0.9), timeshift=2.0
+        )
+        assert error(result, expected) <= 1e-4
+
+    def test_a_widget_that_is_set_comes_first(self, load, tmp_path, net, conds, caplog, settings):
+        save_net(net, tmp_path / 'a.safetensors', sampling={**settings, 'timeshift': 3.0})
+        model, _ = load('a.safetensors')
+        with caplog.at_level(logging.INFO):
+            sample(model, conds, steps=2, cfg=0.0, order=1, guidance_start=0.0, guidance_end=1.0)
+        assert 'PixNerd Sampler: 2 steps, cfg 2, order 1, shift 3, guidance where 0 < t < 1' in caplog.text
+
+
+class TestCheckpoints:
+    @pytest.fixture
+    def saved(self, tmp_path, monkeypatch, net):
+        """MODEL, CLIP and VAE, and the same three after CheckpointSave and CheckpointLoaderSimple."""
+        from comfy_extras.nodes_model_merging import CheckpointSave
+        from nodes import CheckpointLoaderSimple
+
+        save_net(net, tmp_path / 'model.safetensors', class_names=CLASS_NAMES)
+        monkeypatch.setattr(folder_paths, 'get_full_path_or_raise', lambda folder, name: str(tmp_path / name))
+        model, vae = PixNerdModelLoader.execute('model.safetensors', 'default').args
+        clip = load_text_encoder(text_encoder_tensors())
+        saver = CheckpointSave()
+        saver.output_dir = str(tmp_path)
+        saver.save(model, clip, vae, 'whole/pixnerd')
+        (path,) = (tmp_path / 'whole').glob('*.safetensors')
+        return (model, clip, vae), CheckpointLoaderSimple().load_checkpoint(f'whole/{path.name}'), path
+
+    def test_all_three_come_back(self, saved, conds):
+        (model, clip, _), (again, clip_again, vae_again), path = saved
+        assert again.model.class_names == CLASS_NAMES
+        assert torch.equal(sample(again, conds)['samples'], sample(model, conds)['samples'])
+        first, second = (PixNerdTextEncode.execute(c, 'a cat', '').args[0][0] for c in (clip, clip_again))
+        assert torch.equal(first[0], second[0])
+        assert second[1]['pixnerd_text']
+        image = torch.rand(1, 32, 48, 3)
+        torch.testing.assert_close(vae_again.decode(vae_again.encode(image)).cpu(), image, atol=1e-2, rtol=0)
+        # On disk the positions have the name they always had.
+        assert not any('positions.weight' in name for name in load_file(path))
+
+    def test_our_loader_takes_the_model_out_of_it(self, saved, tmp_path, conds):
+        (model, _, _), _, path = saved
+        again, _ = PixNerdModelLoader.execute(f'whole/{path.name}', 'default').args
+        assert torch.equal(sample(again, conds)['samples'], sample(model, conds)['samples'])
+
+
+def test_stock_load_diffusion_model_reads_the_header(tmp_path):
+    import inspect
+
+    if 'metadata' not in inspect.signature(comfy.sd.load_diffusion_model_state_dict).parameters:
+        pytest.skip('this host does not pass the header on')
+    net = build_net('class')
+    net.head.coordinates = 'cosine'
+    save_net(net, tmp_path / 'model.safetensors', class_names=CLASS_NAMES)
+    model = comfy.sd.load_diffusion_model(str(tmp_path / 'model.safetensors'))
+    assert model.model.class_names == CLASS_NAMES
+    assert model.model.diffusion_model.head.coordinates == 'cosine'
+
+
+def test_another_model_s_text_encoder_is_named():
+    class Clip:
+        def tokenize(self, text):
+            return {'qwen3_2b': []}
+
+    with pytest.raises(ValueError, match=r'\(qwen3_2b\), whose template .* PixNerd Text Encoder Loader'):
+        PixNerdTextEncode.execute(Clip(), 'a cat', '')
+
+
+def test_a_text_of_another_template_is_said_in_the_log(caplog):
+    from comfy_nodes.guards import warn_of_template
+
+    warn_of_template('positive')
+    assert 'positive was not encoded by the CLIP of PixNerd Text Encoder Loader' in caplog.text
