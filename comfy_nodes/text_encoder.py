@@ -6,6 +6,7 @@ It gives what :class:`pixnerd_plugin.models.conditioners.Qwen3TextEncoder` gives
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ class Qwen3Tokenizer(comfy.sd1_clip.SDTokenizer):
         from transformers import Qwen2Tokenizer
 
         super().__init__(
-            str(Path(comfy.sd1_clip.__file__).parent / 'text_encoders' / 'qwen25_tokenizer'),
+            str(Path(inspect.getfile(BaseLlama)).with_name('qwen25_tokenizer')),
             tokenizer_class=Qwen2Tokenizer,
             has_start_token=False,
             has_end_token=False,

@@ -10,10 +10,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-# ComfyUI does not train: importing an mmengine installed beside it would only slow down its start.
-WITH_MMENGINE = find_spec('mmengine') is not None and 'comfy' not in sys.modules
+# ComfyUI does not train: importing an mmengine installed beside it would only slow down its start. Nor does its pack,
+# which is without the folder that trains, and whose tools run outside ComfyUI.
+TRAINS = Path(__file__).with_name('engine').is_dir()
+WITH_MMENGINE = TRAINS and find_spec('mmengine') is not None and 'comfy' not in sys.modules
 
 SCOPE = 'pixnerd'
 

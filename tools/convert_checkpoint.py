@@ -14,6 +14,7 @@ Memory is needed for the largest tensor, not for the file.
 
 import argparse
 import re
+import sys
 from pathlib import Path
 
 
@@ -79,6 +80,8 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == '__main__':
     arguments = parse_args()
+    # For a Python that has nothing of this installed and does not look beside its scripts, as ComfyUI's portable one.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     # Only now, because it imports torch: --help answers at once.
     from pixnerd_plugin.cli import one_line_errors
 

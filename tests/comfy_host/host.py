@@ -74,6 +74,14 @@ def build_net(kind: str) -> nn.Module:
     return randomize(PixNerdDiT(dim=48, depth=2, num_heads=4, head=head, **condition), seed=len(kind)).eval()
 
 
+def imagenet_net() -> nn.Module:
+    """A tiny network for 1000 classes, in the published variant."""
+    from pixnerd_plugin.models.backbones import PixNerdDiT
+
+    head = dict(type='NeuralFieldHead', width=16, depth=1)
+    return randomize(PixNerdDiT(dim=48, depth=1, num_heads=4, num_classes=1000, head=head), seed=3).eval()
+
+
 def save_net(net: nn.Module, path: Path, **metadata: object) -> None:
     """Write a network as the converter does: our key names, and the architecture in the header."""
     text = json.dumps({'architecture': net.architecture(), **metadata})

@@ -19,10 +19,16 @@ import numpy as np
 from PIL import Image
 from safetensors.torch import save_file
 
-from .host import CLASS_NAMES, ROOT, build_net, save_net, text_encoder_tensors
+# Before the host, whose checkout has a package of the same name.
+from tests.checkpoints.files import save_lightning
+
+from .host import CLASS_NAMES, ROOT, build_net, imagenet_net, save_net, text_encoder_tensors
 
 TEXT_MODEL = 'pixnerd_xxl16_t2i_512.safetensors'
 CLASS_MODEL = 'pixnerd_xl16_256.safetensors'
+# The names of the published files, which the shipped workflows ask for.
+PUBLISHED_TEXT = 'model.ckpt'
+PUBLISHED_CLASS = 'epoch%3D319-step%3D1600000_emainit.ckpt'
 TEXT_ENCODER = 'qwen3_1.7b.safetensors'
 LORA = 'pixnerd_lora.safetensors'
 PICTURE = 'example.png'
@@ -44,6 +50,10 @@ def fill_base_folder(base: Path) -> None:
     text_net = build_net('text')
     save_net(text_net, base / 'models/diffusion_models' / TEXT_MODEL)
     save_net(build_net('class'), base / 'models/diffusion_models' / CLASS_MODEL, class_names=CLASS_NAMES)
+    state = text_net.state_dict()
+    save_lightning(base / 'models/diffusion_models' / PUBLISHED_TEXT, state, state, {})
+    state = imagenet_net().state_dict()
+    save_lightning(base / 'models/diffusion_models' / PUBLISHED_CLASS, state, state, {})
     save_file(text_encoder_tensors(), base / 'models/text_encoders' / TEXT_ENCODER)
     save_file(lora(text_net), base / 'models/loras' / LORA)
     # A picture with a transparent square, which LoadImage gives as the mask.

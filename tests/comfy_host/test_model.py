@@ -188,7 +188,7 @@ class TestBadInput:
 
     def test_a_latent_of_another_model(self, model, conds):
         with pytest.raises(ValueError, match='connect PixNerd Empty Image'):
-            sample(model, conds, latent={'samples': torch.zeros(1, 4, 64, 64)})
+            sample(model, conds, latent={'samples': torch.ones(1, 4, 64, 64)})
 
     def test_labels(self, model, net):
         if not net.num_classes:

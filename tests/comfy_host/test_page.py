@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ if not CHROMIUM:
 from .workflow import cheapened, to_prompt  # noqa: E402
 
 WORKFLOWS = sorted((ROOT / 'example_workflows').glob('*.json'))
+OLD_WORKFLOWS = sorted((ROOT / 'tests/data/v0.1/workflows').glob('*.json'))
 # Generous: a page on a busy machine without a GPU.
 SECONDS = 240
 # Where screenshots go, if anywhere.
@@ -73,8 +75,8 @@ def page(server):
         browser.close()
 
 
-def load(page, name):
-    workflow = json.loads((ROOT / 'example_workflows' / f'{name}.json').read_text())
+def load(page, path):
+    workflow = json.loads(Path(path).read_text())
     page.evaluate('async (workflow) => { await app.loadGraphData(workflow) }', workflow)
     return workflow
 
@@ -95,9 +97,12 @@ def screenshot(page, name):
         page.screenshot(path=f'{PICTURES}/{name}.png')
 
 
-@pytest.mark.parametrize('path', WORKFLOWS, ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', WORKFLOWS + OLD_WORKFLOWS, ids=lambda path: path.stem)
 def test_workflows_load_whole(page, object_info, path):
-    workflow = load(page, path.stem)
+    workflow = load(page, path)
+    page.evaluate(SHOW_ALL)
+    page.wait_for_timeout(1000 if PICTURES else 0)
+    screenshot(page, f'workflow_{path.stem}')
     types = page.evaluate('() => app.graph._nodes.filter(node => node.has_errors).map(node => node.type)')
     assert types == []
     assert page.evaluate('() => app.graph._nodes.length') == len(workflow['nodes'])
@@ -115,7 +120,7 @@ def test_workflows_load_whole(page, object_info, path):
 
 @pytest.mark.parametrize(('node', 'widget'), [('PixNerdSampler', 'cfg'), ('PixNerdModelLoader', 'weight_dtype')])
 def test_widgets_show_their_tooltips(page, object_info, node, widget):
-    load(page, 'text_to_image')
+    load(page, WORKFLOWS[0])
     page.evaluate(SHOW_NODE, node)
     page.wait_for_timeout(1000)
     x, y = page.evaluate(WIDGET_POSITION, [node, widget])
@@ -129,7 +134,7 @@ def test_widgets_show_their_tooltips(page, object_info, node, widget):
 
 
 def test_the_graph_queued_from_the_page_gives_the_picture(page, server, object_info):
-    prompt = cheapened(to_prompt(load(page, 'text_to_image'), object_info))
+    prompt = cheapened(to_prompt(load(page, WORKFLOWS[0]), object_info))
     entry = server.wait(queue(page, prompt), SECONDS)
     (image,) = (image for node in entry['outputs'].values() for image in node['images'])
     (expected,) = server.run(prompt, SECONDS) or [server.picture(image)]
@@ -142,7 +147,7 @@ def test_the_graph_queued_from_the_page_gives_the_picture(page, server, object_i
 
 
 def test_cancel_on_the_page_stops_the_run(page, server, object_info):
-    prompt = cheapened(to_prompt(load(page, 'text_to_image'), object_info))
+    prompt = cheapened(to_prompt(load(page, WORKFLOWS[0]), object_info))
     for node in prompt.values():
         if 'steps' in node['inputs']:
             node['inputs'].update(steps=1000, seed=time.time_ns() % 2**32)

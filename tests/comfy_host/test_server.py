@@ -13,10 +13,12 @@ from .host import ROOT, require_host
 
 require_host()
 
-from .server import CLASS_MODEL, LORA, TEXT_ENCODER, TEXT_MODEL, failure  # noqa: E402
+from .server import CLASS_MODEL, LORA, PUBLISHED_TEXT, TEXT_ENCODER, TEXT_MODEL, failure  # noqa: E402
 from .workflow import cheapened, to_prompt  # noqa: E402
 
 WORKFLOWS = sorted((ROOT / 'example_workflows').glob('*.json'))
+# As users saved them, before widgets were added and 0 meant the model's own.
+OLD_WORKFLOWS = sorted((ROOT / 'tests/data/v0.1/workflows').glob('*.json'))
 SIDE = 128
 NODE_IDS = (
     'PixNerdModelLoader',
@@ -106,6 +108,15 @@ class TestNodes:
             with_help = server.base / 'custom_nodes/pixnerd/web/docs' / f'{name}.md'
             assert with_help.is_file()
 
+    def test_a_checkpoint_is_dropped_in_and_chosen(self, server):
+        published = node('PixNerdModelLoader', model_name=PUBLISHED_TEXT, weight_dtype='default')
+        pictures = [server.run({**text_prompt(), '1': model}) for model in (text_prompt()['1'], published)]
+        assert np.abs(np.subtract(*(p[0].astype(int) for p in pictures))).max() <= 1
+
+    def test_a_size_that_is_no_multiple_of_a_patch(self, server):
+        (picture,) = server.run(text_prompt(side=120))
+        assert picture.shape == (120, 120, 3)
+
     @pytest.mark.parametrize('make', [text_prompt, class_prompt, custom_prompt])
     def test_every_node_runs(self, server, make):
         (picture,) = server.run(make())
@@ -132,13 +143,21 @@ class TestNodes:
         assert not any('FAILED' in line or 'Cannot import' in line for line in lines)
 
 
-@pytest.mark.parametrize('path', WORKFLOWS, ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', WORKFLOWS + OLD_WORKFLOWS, ids=lambda path: path.stem)
 def test_shipped_workflows_run(server, object_info, path):
     prompt = cheapened(to_prompt(json.loads(path.read_text()), object_info))
     pictures = server.run(prompt)
     saves = sum(node['class_type'] == 'SaveImage' for node in prompt.values())
     assert len(pictures) >= saves
     assert all(picture.std() > 2 for picture in pictures)
+
+
+def test_old_workflows_mean_what_they_meant(server, object_info):
+    """The loader's file aside, the settings that are saved in them are those that the run has."""
+    path = ROOT / 'tests/data/v0.1/workflows/class_conditional.json'
+    prompt = cheapened(to_prompt(json.loads(path.read_text()), object_info))
+    server.run(prompt)
+    assert '3 steps, cfg 3.5, order 2, shift 1, guidance where 0.1 < t < 1' in server.log.read_text()
 
 
 def test_the_lora_changes_the_picture(server):
@@ -152,7 +171,7 @@ def test_the_lora_changes_the_picture(server):
 
 
 def test_inpainting_keeps_the_rest_of_the_picture(server, object_info):
-    workflow = json.loads((ROOT / 'example_workflows/inpaint.json').read_text())
+    workflow = json.loads((ROOT / 'example_workflows/05_inpaint.json').read_text())
     prompt = cheapened(to_prompt(workflow, object_info))
     (scale,) = (number for number, node in prompt.items() if node['class_type'] == 'ImageScale')
     prompt['original'] = node('SaveImage', images=[scale, 0], filename_prefix='test')
@@ -166,17 +185,13 @@ class TestErrors:
     @pytest.mark.parametrize(
         ('prompt', 'message'),
         [
-            (lambda: text_prompt(side=120), 'height is 120, which is not a multiple of 16'),
             (lambda: class_prompt('5'), 'label: class 5 is out of range'),
             (lambda: class_prompt('whale'), "label: class 'whale' is unknown"),
             (lambda: {**text_prompt(), '3': class_prompt()['3']}, 'model draws from text'),
             (lambda: {**text_prompt(), '1': class_prompt()['1']}, 'positive holds a text'),
             (lambda: {**text_prompt(), '6': decode(width=256)}, 'record_field on'),
             (lambda: text_prompt(guidance_start=0.9, guidance_end=0.1), 'guidance_start is 0.9'),
-            (
-                lambda: model_file('training.ckpt'),
-                'convert it once by "python tools/convert_checkpoint.py training.ckpt',
-            ),
+            (lambda: model_file('training.ckpt'), 'model_name training.ckpt is not a PixNerd model, or damaged'),
             (lambda: model_file(TEXT_ENCODER), 'is not a PixNerd model'),
             (lambda: model_file('torn.safetensors'), 'torn.safetensors is damaged or not complete'),
             (lambda: {**text_prompt(), '2': encoder_file(TEXT_MODEL)}, 'not a Qwen3 text encoder'),
