@@ -3,12 +3,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test lint comfy clean distclean
+.PHONY: help demo test lint comfy comfy-test clean distclean
 help:
 	@echo 'make demo                train PixNerd on handwritten digits on this machine and draw pictures with it'
 	@echo 'make test                run the tests'
 	@echo 'make lint                ruff, mypy and the layers of imports'
 	@echo 'make comfy COMFYUI=DIR   link this checkout into a ComfyUI'
+	@echo "make comfy-test HOSTS='PYTHON:DIR ...'   run the tests that need a ComfyUI on each of these"
 	@echo 'make clean               remove caches and build products; distclean removes $(VENV) too'
 
 $(STAMP): pyproject.toml constraints.txt
@@ -37,6 +38,14 @@ comfy:
 	@test -d '$(COMFYUI)/custom_nodes' || { echo 'make comfy COMFYUI=DIR: no custom_nodes in "$(COMFYUI)"; DIR is the folder with ComfyUI'"'"'s main.py' >&2; exit 1; }
 	@ln -sfn '$(CURDIR)' '$(COMFYUI)/custom_nodes/pixnerd'
 	@echo 'Linked as $(COMFYUI)/custom_nodes/pixnerd; restart ComfyUI.'
+
+# Each ComfyUI by the Python that has its requirements, pytest and playwright.
+comfy-test:
+	@test -n "$(HOSTS)" || { echo "make comfy-test HOSTS='PYTHON:DIR ...': each a Python and the folder with ComfyUI's main.py" >&2; exit 1; }
+	@failed=; for host in $(HOSTS); do \
+	    echo "$$host"; \
+	    COMFYUI_PATH="$${host#*:}" OMP_NUM_THREADS=1 "$${host%%:*}" -m pytest -q tests/comfy_host || failed=1; \
+	done; test -z "$$failed"
 
 clean:
 	@rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -157,3 +157,19 @@ def test_cancel_on_the_page_stops_the_run(page, server, object_info):
     page.get_by_role('button', name='Cancel current run').click()
     entry = server.wait(prompt_id, SECONDS)
     assert any(kind == 'execution_interrupted' for kind, _ in entry['status']['messages'])
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'subgraphs').glob('*.json')), ids=lambda path: path.stem)
+def test_blueprints_are_whole_graphs(page, server, path):
+    """A blueprint put on the page is the prompt of its nodes, its widgets those of the nodes inside."""
+    blueprint = load(page, path)
+    (subgraph,) = blueprint['definitions']['subgraphs']
+    page.wait_for_timeout(1000)
+    widgets = page.evaluate('() => app.graph._nodes[0].widgets.map(widget => widget.name)')
+    assert set(widgets) >= {slot['name'] for slot in subgraph['inputs']}
+    screenshot(page, f'blueprint_{path.stem}')
+    output = page.evaluate('async () => (await app.graphToPrompt()).output')
+    assert sorted(node['class_type'] for node in output.values()) == sorted(node['type'] for node in subgraph['nodes'])
+    for number, node in output.items():
+        (own,) = (n for n in subgraph['nodes'] if n['type'] == node['class_type'])
+        assert all(value in node['inputs'].values() for value in own['widgets_values'] if value != 'fixed'), number

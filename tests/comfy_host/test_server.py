@@ -5,6 +5,7 @@ import json
 import shutil
 import threading
 import time
+import urllib.error
 
 import numpy as np
 import pytest
@@ -287,3 +288,12 @@ class TestWhileItRuns:
         # Steps that were under way when the request was sent may end.
         allowed = 5 if where == 'sampler' else 20 * 16384
         assert listener.progress()[-1] - at_cancel <= allowed
+
+
+def test_newer_hosts_offer_the_blueprints(server):
+    try:
+        offered = server.get('/global_subgraphs')
+    except urllib.error.HTTPError:
+        pytest.skip('this host knows no blueprints')
+    ours = {entry['name'] for entry in offered.values() if entry['info']['node_pack'] == 'custom_nodes.pixnerd'}
+    assert ours == {path.stem for path in (ROOT / 'subgraphs').glob('*.json')}

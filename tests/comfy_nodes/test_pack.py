@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,23 @@ print(json.dumps(sys.modules['pixnerd_plugin'].__file__))
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert (tmp_path / 'out.safetensors').is_file()
     assert Path(json.loads(result.stdout.splitlines()[-1])).is_relative_to(pack)
+
+
+@pytest.mark.skipif(shutil.which('comfy') is None, reason='comfy-cli is not installed')
+def test_the_registry_s_own_tool_packs_the_same(pack, tmp_path):
+    """``comfy node validate`` and ``comfy node pack`` on a checkout: its zip is the pack."""
+    checkout = tmp_path / 'checkout'
+    shutil.copytree(
+        ROOT, checkout, ignore=shutil.ignore_patterns('.git', '__pycache__', '.venv*', 'work_dirs', '*.zip')
+    )
+    for command in (['init', '-q'], ['add', '-A'], ['-c', 'user.name=a', '-c', 'user.email=a@a', 'commit', '-qm', 'a']):
+        subprocess.run(['git', '-C', checkout, *command], check=True)
+    for command in ('validate', 'pack'):
+        subprocess.run(['comfy', '--skip-prompt', 'node', command], cwd=checkout, check=True, timeout=120)
+    with zipfile.ZipFile(checkout / 'node.zip') as file:
+        packed = {name for name in file.namelist() if not name.endswith('/')}
+    ours = {str(path.relative_to(pack)) for path in pack.rglob('*') if path.is_file() and '.git' not in path.parts[:-1]}
+    own = {'.gitignore', '.comfyignore'}
+    assert {name for name in packed if '.git/' not in name} - own == {
+        name for name in ours if '.git/' not in name
+    } - own
