@@ -50,7 +50,8 @@ def sample(tree: Any, count: int, rng: random.Random) -> list[tuple[str, Any]]:
     found = [(f'{path}: {_CHANGES[index][0]}', _changed(tree, path, index)) for path, index in places[:count]]
     while len(found) < count:
         (first, one), (second, two) = rng.sample(places, 2)
-        with suppress(TypeError, KeyError, IndexError, AttributeError):  # where the one change took the other's place away
+        # One change may remove what the other would alter.
+        with suppress(TypeError, KeyError, IndexError, AttributeError):
             changed = _changed(_changed(tree, second, two), first, one)
             found.append((f'{first}: {_CHANGES[one][0]}, {second}: {_CHANGES[two][0]}', changed))
     return found
