@@ -5,6 +5,7 @@ import argparse
 import base64
 import io
 import os
+import threading
 
 import options
 
@@ -20,7 +21,67 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--host', default='127.0.0.1', help='address to listen on (127.0.0.1: this machine only)')
     parser.add_argument('--port', type=int, default=7860, help='port (7860)')
     options.add_device(parser)
+    limits = parser.add_argument_group('limits for visitors')
+    at_least_1 = options.numbers(1)
+    limits.add_argument('--max-side', type=at_least_1, default=1024, help='longest side of a picture in pixels (1024)')
+    limits.add_argument('--max-steps', type=at_least_1, default=100, help='most steps of the solver (100)')
+    limits.add_argument('--queue', type=at_least_1, default=16, help='visitors who may wait for their picture (16)')
+    limits.add_argument('--keep', type=at_least_1, default=30, help='minutes that pictures and fields are kept (30)')
     return parser.parse_args()
+
+
+def check_request(pipe, max_side: int, max_steps: int, size: tuple, steps, order, guidance, seed) -> None:
+    """Refuse what a visitor may not ask for; the browser's own limits bind no one.
+
+    Raises:
+        ValueError: naming the setting and its range.
+    """
+    longest = max(max_side, *pipe.size)
+    ranges = dict(
+        height=(size[0], 1, longest),
+        width=(size[1], 1, longest),
+        steps=(steps, 1, max_steps),
+        order=(order, 1, 4),
+        guidance=(guidance, 1, 100),
+        seed=(seed, 0, 2**53),
+    )
+    for name, (value, low, high) in ranges.items():
+        # Also false of NaN, and of what is no number.
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            raise ValueError(f'{name} {value!r} must be a number from {low} to {high}')
+        if name != 'guidance' and value != int(value):
+            raise ValueError(f'{name} {value!r} must be a whole number')
+
+
+class Cancelled(Exception):
+    """The visitor does not want the picture any more."""
+
+
+class Cancellation:
+    """Which visitors have asked their drawing to stop; safe from any thread."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._stopped: dict[str, bool] = {}
+
+    def start(self, visitor: str) -> None:
+        with self._lock:
+            self._stopped[visitor] = False
+
+    def stop(self, visitor: str) -> None:
+        """Stop the drawing of a visitor, if there is one."""
+        with self._lock:
+            if visitor in self._stopped:
+                self._stopped[visitor] = True
+
+    def check(self, visitor: str) -> None:
+        """Raise :class:`Cancelled` if the visitor's drawing is to stop."""
+        if self._stopped.get(visitor):
+            raise Cancelled
+
+    def end(self, visitor: str) -> None:
+        with self._lock:
+            self._stopped.pop(visitor, None)
 
 
 def draw(pipe, what: str, negative: str, size: tuple[int, int], steps: int, order: int, guidance: float, seed: int,
@@ -48,6 +109,8 @@ def zoom(field, factor: float, center: tuple[float, float], grain: float):
     """Render the window of ``1 / factor`` of the picture around ``center`` (row and column, 0 to 1)."""
     from pixnerd_plugin.images import to_uint8
 
+    if not 1 <= factor <= MAX_ZOOM or not 0 <= grain <= 1:
+        raise ValueError(f'zoom {factor!r} must be from 1 to {MAX_ZOOM}, and grain {grain!r} from 0 to 1')
     size, region = window(field.size, factor, center)
     return to_uint8(field.decode(size, region, grain=grain))[0]
 
@@ -83,48 +146,69 @@ def as_html(gif: bytes) -> str:
     return f'<img alt="denoising" src="data:image/gif;base64,{base64.b64encode(gif).decode()}">'
 
 
-def build_app(pipe):
-    """The page. Each visitor's field is kept in the page's own state."""
+def build_app(pipe, max_side: int = 1024, max_steps: int = 100, keep: int = 30):
+    """The page. Each visitor's field is kept in the page's own state, ``keep`` minutes long, as are picture files."""
     import gradio as gr
 
-    def sample(what, negative, height, width, steps, order, guidance, seed, progress=gr.Progress()):  # noqa: B008
+    cancellation, bar = Cancellation(), gr.Progress()
+
+    # gradio fills in request and progress, and event below, by type.
+    def sample(what, negative, height, width, steps, order, guidance, seed, request: gr.Request, progress=bar):
+        visitor = request.session_hash
+
         def show(done, total):
+            cancellation.check(visitor)
             progress((done, total), desc='drawing')
 
+        cancellation.start(visitor)
         try:
+            check_request(pipe, max_side, max_steps, (height, width), steps, order, guidance, seed)
             picture, gif, field = draw(
                 pipe, str(what), negative, (int(height), int(width)), int(steps), int(order), guidance, int(seed), show
             )
         except ValueError as error:
             raise gr.Error(str(error)) from None
+        except Cancelled:
+            raise gr.Error('cancelled', print_exception=False) from None
+        finally:
+            cancellation.end(visitor)
         return enlarge(picture), as_html(gif), field, (0.5, 0.5), zoom(field, 1, (0.5, 0.5), 0), 1
 
+    def cancel(request: gr.Request):
+        cancellation.stop(request.session_hash)
+
     def look(field, factor, center, grain):
-        return None if field is None else zoom(field, factor, center, grain)
+        try:
+            return None if field is None else zoom(field, factor, center, grain)
+        except ValueError as error:
+            raise gr.Error(str(error)) from None
 
     def point(field, factor, grain, event: gr.SelectData):
         if field is None:
             return (0.5, 0.5), None
         shown = max(1, VIEW // max(field.size))
         center = event.index[1] / (field.size[0] * shown), event.index[0] / (field.size[1] * shown)
-        return center, zoom(field, factor, center, grain)
+        return center, look(field, factor, center, grain)
 
     # Without the button that shares with a service on the network.
     shown = dict(interactive=False, format='png', buttons=['download', 'fullscreen'])
-    with gr.Blocks(title='PixNerd', analytics_enabled=False) as app:
+    with gr.Blocks(title='PixNerd', analytics_enabled=False, delete_cache=(60, keep * 60)) as app:
         gr.Markdown('# PixNerd\nDraw a picture, then look closer: click where, and choose how much.')
         with gr.Row():
             with gr.Column(min_width=260):
                 what, negative = inputs_for(pipe, gr)
                 (rows, columns), patch = pipe.size, pipe.net.patch_size
                 with gr.Row():
-                    height = gr.Number(rows, label='height', precision=0, step=patch, minimum=patch)
-                    width = gr.Number(columns, label='width', precision=0, step=patch, minimum=patch)
-                steps = gr.Slider(1, 100, pipe.sampler.num_steps, step=1, label='steps')
+                    side = dict(precision=0, step=patch, minimum=patch, maximum=max(max_side, rows, columns))
+                    height = gr.Number(rows, label='height', **side)
+                    width = gr.Number(columns, label='width', **side)
+                steps = gr.Slider(1, max_steps, min(max_steps, pipe.sampler.num_steps), step=1, label='steps')
                 order = gr.Slider(1, 4, pipe.sampler.order, step=1, label='order of the solver (1: Euler)')
                 guidance = gr.Slider(1, 10, pipe.sampler.guidance_scale, step=0.1, label='guidance')
-                seed = gr.Number(0, label='seed', precision=0, minimum=0)
-                button = gr.Button('Draw', variant='primary')
+                seed = gr.Number(0, label='seed', precision=0, minimum=0, maximum=2**53)
+                with gr.Row():
+                    button = gr.Button('Draw', variant='primary')
+                    stop = gr.Button('Cancel')
             with gr.Column(min_width=260):
                 picture = gr.Image(label='as sampled; click to look there', **shown)
                 gif = gr.HTML(label='denoising')
@@ -132,9 +216,11 @@ def build_app(pipe):
                 view = gr.Image(label='the field, decoded here', **shown)
                 factor = gr.Slider(1, MAX_ZOOM, 1, step=0.5, label='zoom')
                 grain = gr.Slider(0, 1, 0, step=0.05, label='grain')
-        field, center = gr.State(), gr.State((0.5, 0.5))
+        field, center = gr.State(time_to_live=keep * 60), gr.State((0.5, 0.5))
         settings = [what, negative, height, width, steps, order, guidance, seed]
-        button.click(sample, settings, [picture, gif, field, center, view, factor])
+        drawing = button.click(sample, settings, [picture, gif, field, center, view, factor])
+        # Who waits leaves the queue; who is being drawn for stops after the step.
+        stop.click(cancel, cancels=[drawing], queue=False)
         for slider in (factor, grain):
             # Dragged, or typed beside it; of what is asked for while one view is decoded, the last.
             slider.input(look, [field, factor, center, grain], view, trigger_mode='always_last')
@@ -164,7 +250,9 @@ def main(args: argparse.Namespace) -> None:
         raise ValueError(f'{args.checkpoint} draws prompts; give --text-encoder FOLDER, its Qwen3 model')
     # The fonts of the default theme are fetched from the network.
     theme = gr.themes.Base(font=['system-ui', 'sans-serif'], font_mono=['monospace'])
-    build_app(pipe).launch(
+    app = build_app(pipe, args.max_side, args.max_steps, args.keep)
+    # One picture at a time: two would only slow each other.
+    app.queue(max_size=args.queue, default_concurrency_limit=1).launch(
         server_name=args.host, server_port=args.port, share=False, theme=theme, footer_links=[], quiet=False
     )
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import runpy
 import sys
 import types
@@ -104,6 +105,78 @@ def test_what_gradio_itself_lacks_is_not_taken_for_gradio(tmp_path, monkeypatch)
         runpy.run_path(str(ROOT / 'tools/web_demo.py'), run_name='__main__')
 
 
-def test_the_page_builds(pipe):
-    pytest.importorskip('gradio', minversion='6')
-    DEMO['build_app'](pipe)
+ASKED = dict(size=(8, 12), steps=3, order=2, guidance=2.0, seed=5)
+
+
+@pytest.mark.parametrize(
+    ('asked', 'message'),
+    [
+        (dict(size=(64, 8)), 'height 64 must be a number from 1 to 32'),
+        (dict(size=(8, 10**9)), 'width 1000000000 must be'),
+        (dict(size=(None, 8)), 'height None must be'),
+        (dict(steps=11), 'steps 11 must be a number from 1 to 10'),
+        (dict(steps=2.5), 'steps 2.5 must be a whole number'),
+        (dict(order=5), 'order 5 must be'),
+        (dict(guidance=float('nan')), 'guidance nan must be'),
+        (dict(guidance=1e9), 'guidance 1000000000.0 must be'),
+        (dict(seed=2**70), f'seed {2**70} must be a number from 0 to'),
+        (dict(seed=-1), 'seed -1 must be'),
+        (dict(seed=float('inf')), 'seed inf must be'),
+    ],
+)
+def test_a_visitor_is_held_to_the_limits(pipe, asked, message):
+    DEMO['check_request'](pipe, 32, 10, **ASKED)
+    with pytest.raises(ValueError, match=f'^{re.escape(message)}'):
+        DEMO['check_request'](pipe, 32, 10, **(ASKED | asked))
+
+
+def test_the_trained_size_is_always_allowed(pipe):
+    DEMO['check_request'](pipe, 4, 10, **(ASKED | dict(size=pipe.size)))
+
+
+def test_zooming_has_limits_too(pipe):
+    *_, field = DEMO['draw'](pipe, '1', '', (8, 8), 1, 1, 1.0, 0)
+    for factor, grain in ((0.001, 0), (65, 0), (float('nan'), 0), (1, -1), (1, 2)):
+        with pytest.raises(ValueError, match='must be from 1 to 64'):
+            DEMO['zoom'](field, factor, (0.5, 0.5), grain)
+
+
+def test_cancelling_stops_the_visitors_own_drawing_after_its_step(pipe):
+    cancellation, seen = DEMO['Cancellation'](), []
+    cancellation.stop('one')  # nothing is drawn for them yet
+    cancellation.start('one')
+    cancellation.start('other')
+
+    def show(done, total):
+        cancellation.check('one')
+        seen.append(done)
+        if done == 2:
+            cancellation.stop('one')
+
+    with pytest.raises(DEMO['Cancelled']):
+        DEMO['draw'](pipe, '1', '', (8, 8), 5, 1, 1.0, 0, show)
+    assert seen == [1, 2]
+    cancellation.check('other')
+    cancellation.end('one')
+    cancellation.check('one')
+
+
+def test_the_page_serves_pictures_within_limits_and_forgets_them(pipe):
+    gradio = pytest.importorskip('gradio', minversion='6')
+    client = pytest.importorskip('gradio_client')
+    app = DEMO['build_app'](pipe, max_side=32, max_steps=10, keep=30)
+    assert app.delete_cache == (60, 30 * 60)
+    kept = [block.time_to_live for block in app.blocks.values() if isinstance(block, gradio.State)]
+    assert 30 * 60 in kept
+    _, url, _ = app.queue(max_size=2, default_concurrency_limit=1).launch(
+        prevent_thread_lock=True, quiet=True, share=False, inbrowser=False
+    )
+    try:
+        visitor = client.Client(url, verbose=False)
+        result = visitor.predict('1', 8, 12, 3, 2, 2.0, 5, api_name='/sample')
+        with Image.open(result[0] if isinstance(result[0], str) else result[0]['path']) as picture:
+            assert picture.width / picture.height == 12 / 8
+        with pytest.raises(Exception, match=r'(?i)64|maximum'):
+            visitor.predict('1', 64, 64, 3, 2, 2.0, 5, api_name='/sample')
+    finally:
+        app.close()
