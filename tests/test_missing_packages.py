@@ -77,7 +77,17 @@ def test_what_is_missing_is_named_with_its_extra(absent, arguments, extra, tmp_p
 
 
 @pytest.mark.parametrize(
-    'tool', ['train.py', 'test.py', 'text_benchmark.py', 'sample.py', 'web_demo.py', 'analysis_tools/sweep.py']
+    'tool',
+    [
+        'train.py',
+        'test.py',
+        'text_benchmark.py',
+        'sample.py',
+        'web_demo.py',
+        'analysis_tools/sweep.py',
+        'check_text_encoder.py',
+        'precompute_text.py',
+    ],
 )
 def test_help_answers_before_torch_or_mmengine_is_imported(tool):
     done = python(['torch', 'mmengine', 'numpy', 'pixnerd_plugin'], f'tools/{tool}', '--help')

@@ -12,14 +12,12 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from pixnerd_plugin.cli import one_line_errors
-from pixnerd_plugin.engine.config import hide_broken_torchvision
-from pixnerd_plugin.models.conditioners import Qwen3TextEncoder
+    from pixnerd_plugin.models.conditioners import Qwen3TextEncoder
 
 PROMPTS = [
     '',
@@ -39,6 +37,8 @@ def relative_error(value: Tensor, reference: Tensor) -> float:
 
 def exact_frequencies(encoder: Qwen3TextEncoder) -> Tensor:
     """The rotary inverse frequencies before the release's rounding to bfloat16, float32."""
+    import torch
+
     config = encoder.encoder.module.config
     theta = getattr(config, 'rope_theta', None) or config.rope_parameters['rope_theta']
     return 1.0 / theta ** (torch.arange(0, config.head_dim, 2).float() / config.head_dim)
@@ -62,6 +62,8 @@ def describe(encoder: Qwen3TextEncoder, prompts: list[str]) -> Tensor:
 
 def check(encoder: Qwen3TextEncoder, prompts: list[str], embeds: Tensor) -> bool:
     """Print and judge what must hold for any text encoder."""
+    import torch
+
     empty = encoder.null(1).cpu()[0]
     results = {
         'finite': bool(embeds.isfinite().all()),
@@ -106,6 +108,8 @@ def comfyui_clip(comfyui: str, folder: Path) -> Any:
 
 def compare_with_comfyui(clip: Any, encoder: Qwen3TextEncoder, prompts: list[str], embeds: Tensor) -> bool:
     """Print and judge how far ComfyUI's embeddings, computed in float32, are from ours."""
+    import torch
+
     limit = 1e-4 if encoder.dtype == torch.float32 else 2e-2
     ids, _ = encoder.tokenize(prompts)
     passed = True
@@ -120,14 +124,19 @@ def compare_with_comfyui(clip: Any, encoder: Qwen3TextEncoder, prompts: list[str
     return passed
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('folder', metavar='FOLDER', help='folder (or cached hub id) of the text encoder')
     parser.add_argument('--max-length', type=int, default=128, help='tokens per prompt (default: %(default)s)')
     parser.add_argument('--dtype', default='bfloat16', help='bfloat16 or float32 (default: %(default)s)')
     parser.add_argument('--device', default='cpu', help='default: %(default)s')
     parser.add_argument('--prompt', action='append', default=[], help='a further prompt, may be repeated')
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main(args: argparse.Namespace) -> None:
+    from pixnerd_plugin.engine.config import hide_broken_torchvision
+    from pixnerd_plugin.models.conditioners import Qwen3TextEncoder
 
     prompts = PROMPTS + args.prompt
     hide_broken_torchvision()  # transformers imports it
@@ -142,5 +151,9 @@ def main() -> None:
 
 
 if __name__ == '__main__':
+    arguments = parse_args()
+    # Only now, because it imports torch: --help answers at once.
+    from pixnerd_plugin.cli import one_line_errors
+
     with one_line_errors():
-        main()
+        main(arguments)

@@ -18,16 +18,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-from tqdm import tqdm
-
-from pixnerd_plugin.cli import one_line_errors
-from pixnerd_plugin.datasets.image_folder import CaptionFolder
-from pixnerd_plugin.datasets.shards import ShardDataset
-from pixnerd_plugin.formats.text_file import read_lines
-from pixnerd_plugin.models.conditioners import Qwen3TextEncoder
-from pixnerd_plugin.models.conditioners.embedding_store import TextEmbeddingStore, caption_key
-
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -53,6 +43,12 @@ def parse_args() -> argparse.Namespace:
 
 def read_captions(source: Path, index: str | None, caption_key: str) -> Iterator[str]:
     """All captions of ``source``, in its order; an empty one for a picture whose caption is missing or unreadable."""
+    from tqdm import tqdm
+
+    from pixnerd_plugin.datasets.image_folder import CaptionFolder
+    from pixnerd_plugin.datasets.shards import ShardDataset
+    from pixnerd_plugin.formats.text_file import read_lines
+
     if source.is_dir():
         pictures: Any = (
             ShardDataset(str(source), index, caption_key=caption_key)
@@ -68,11 +64,18 @@ def read_captions(source: Path, index: str | None, caption_key: str) -> Iterator
 
 def default_device() -> str:
     """The GPU of this process, as torchrun numbers it, if there is one."""
+    import torch
+
     return f'cuda:{os.environ.get("LOCAL_RANK", 0)}' if torch.cuda.is_available() else 'cpu'
 
 
-def main() -> None:
-    args = parse_args()
+def main(args: argparse.Namespace) -> None:
+    import torch
+    from tqdm import tqdm
+
+    from pixnerd_plugin.models.conditioners import Qwen3TextEncoder
+    from pixnerd_plugin.models.conditioners.embedding_store import TextEmbeddingStore, caption_key
+
     encoder = Qwen3TextEncoder(args.model, args.max_length, args.dtype).to(args.device or default_device())
     settings = {'model': encoder.folder.resolve().name, 'max_length': str(args.max_length), 'dtype': args.dtype}
 
@@ -107,5 +110,9 @@ def main() -> None:
 
 
 if __name__ == '__main__':
+    arguments = parse_args()
+    # Only now, because it imports torch: --help answers at once.
+    from pixnerd_plugin.cli import one_line_errors
+
     with one_line_errors():
-        main()
+        main(arguments)
