@@ -54,7 +54,7 @@ def test_everything_is_as_the_file_says(pipe):
     assert pipe.class_names == NAMES
     assert not pipe.is_text
     assert not pipe.net.training
-    assert pipe.sampler.config() == {**SAMPLING, 'guidance_interval': (0.0, 1.0)}
+    assert {**SAMPLING, 'guidance_interval': (0.0, 1.0)}.items() <= pipe.sampler.config().items()
 
 
 def test_a_picture_is_what_the_sampler_makes_of_its_seed_and_class(pipe):
