@@ -1,4 +1,4 @@
-# DeCo-XXL/16 at 512, from the weights of 256: 16 GPUs x 32.
+# DeCo-XXL/16 at 512, from the weights at 256: 16 GPUs x 32.
 _base_ = [
     '_base_/models/deco_t2i.py',
     '_base_/datasets/caption_folder_512.py',

@@ -5,7 +5,7 @@ _base_ = [
     '_base_/schedules/small.py',
 ]
 image_size = 32
-max_density = 4  # the field is trained between base pixels too, on pictures up to this many times larger
+max_density = 4  # also train the field between base pixels, on pictures up to this many times larger
 model = dict(
     backbone=dict(
         dim=128,
@@ -13,12 +13,12 @@ model = dict(
         num_heads=4,
         patch_size=8,
         num_classes=10,
-        # Strokes are smooth: three octaves cannot draw the lattice that eight frequencies leave between pixels.
+        # Strokes are smooth. Three octaves cannot draw the lattice that eight frequencies leave between pixels.
         head=dict(width=32, depth=2, mlp_ratio=1, coordinates='sincos', num_frequencies=3, alignment='centers'),
     ),
     conditioner=dict(num_classes=10, class_names=list('0123456789')),
-    # Digits of 8x8 pixels drawn at 32x32 are smooth, so it takes more noise to hide them: times are shifted towards it,
-    # and spread out, because what little noise is left near t = 1 would be seen as speckle.
+    # Digits of 8x8 pixels enlarged to 32x32 are smooth, and only more noise hides them: the times are shifted towards
+    # noise. They are also spread out, because a little noise left near t = 1 would show as speckle.
     loss=dict(teacher=None, dim=128, projector_dim=128, timeshift=2.0, time_std=1.5, max_density=max_density),
     sampler=dict(
         _delete_=True,

@@ -1,5 +1,5 @@
-# PixNerd on a folder of photographs, one folder a class (PIXNERD_PHOTOS): the digits' network made larger, 32x32 in
-# patches of 8, its field trained on originals of 128x128. For studying resolution (docs/resolution.md) on a CPU.
+# PixNerd on photographs, one folder per class (PIXNERD_PHOTOS): a larger network than for the digits, 32x32 in patches
+# of 8, with the field trained on originals of 128x128. For studying resolution on a CPU (docs/resolution.md).
 _base_ = './pixnerd_digits.py'
 data_root = '{{$PIXNERD_PHOTOS:data/photos}}/train'
 image_size = 32

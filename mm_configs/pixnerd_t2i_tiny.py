@@ -1,5 +1,5 @@
-# Text to image at 32x32 on a CPU, from a folder of real pictures with captions (PIXNERD_CAPTIONS). The text encoder is
-# a tiny random Qwen3, enough to tell prompts apart; give a real one by PIXNERD_TINY_QWEN3 and model.backbone.text_dim.
+# Text to image at 32x32 on a CPU, from a folder of pictures with captions (PIXNERD_CAPTIONS). The text encoder is a
+# tiny random Qwen3, which can tell prompts apart. For a real one, set PIXNERD_TINY_QWEN3 and model.backbone.text_dim.
 _base_ = [
     '_base_/models/pixnerd_t2i.py',
     '_base_/datasets/caption_folder.py',

@@ -1,5 +1,5 @@
-# Full fine-tuning of PixNerd-XL/16 on one's own pictures, one folder a class (PIXNERD_PHOTOS/train/CLASS/*.jpg), from
-# converted weights (PIXNERD_INIT): docs/finetuning.md. The folders' classes take the places of ImageNet's first ones.
+# Full fine-tuning of PixNerd-XL/16 on your own pictures, one folder per class (PIXNERD_PHOTOS/train/CLASS/*.jpg), from
+# converted weights (PIXNERD_INIT): docs/finetuning.md. Your classes replace ImageNet's first ones.
 _base_ = ['_base_/models/pixnerd_c2i.py', '_base_/datasets/imagenet256.py', '_base_/schedules/finetune.py']
 data_root = '{{$PIXNERD_PHOTOS:data/photos}}/train'
 image_size = 256

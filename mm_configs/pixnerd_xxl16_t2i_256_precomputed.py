@@ -1,5 +1,5 @@
-# PixNerd-XXL/16 at 256 from embeddings computed ahead (PIXNERD_TEXT, by tools/precompute_text.py): saves the memory
-# of the text encoder and its time in every step. A sample grid of prompts that are not among them reads its weights.
+# PixNerd-XXL/16 at 256 from stored text embeddings (PIXNERD_TEXT, written by tools/precompute_text.py), which saves the
+# memory and time of the text encoder. Its weights are read only if a sample grid has prompts that are not stored.
 _base_ = [
     '_base_/models/pixnerd_t2i.py',
     '_base_/datasets/caption_folder_precomputed.py',

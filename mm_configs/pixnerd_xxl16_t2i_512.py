@@ -1,4 +1,4 @@
-# PixNerd-XXL/16 at 512, from the weights of 256. Batch 512 as in the paper: 16 GPUs x 32 (the release: 24 a GPU).
+# PixNerd-XXL/16 at 512, from the weights at 256. Batch 512 as in the paper: 16 GPUs x 32 (in the release 24 per GPU).
 _base_ = [
     '_base_/models/pixnerd_t2i.py',
     '_base_/datasets/caption_folder_512.py',

@@ -1,4 +1,4 @@
-# Supervised fine-tuning of PixNerd-XXL/16 at 512 on chosen pictures: 16 GPUs x 24.
+# Supervised fine-tuning of PixNerd-XXL/16 at 512 on selected pictures: 16 GPUs x 24.
 _base_ = [
     '_base_/models/pixnerd_t2i.py',
     '_base_/datasets/caption_folder_512.py',

@@ -1,4 +1,4 @@
-# Full fine-tuning of PixNerd-XXL/16 at 512 on captioned pictures of one's own (PIXNERD_CAPTIONS), with their text
+# Full fine-tuning of PixNerd-XXL/16 at 512 on your own captioned pictures (PIXNERD_CAPTIONS), with their stored text
 # embeddings (PIXNERD_TEXT) and converted weights (PIXNERD_INIT), on one GPU with 24 GB: docs/finetuning.md.
 _base_ = [
     '_base_/models/pixnerd_t2i.py',
@@ -29,7 +29,7 @@ train_dataloader = dict(
     ),
 )
 train_cfg = dict(max_iters=max_iters)
-# Adafactor keeps rows and columns of the second moment only, where AdamW would keep 8 bytes a parameter.
+# Adafactor keeps only rows and columns of the second moment; AdamW would keep 8 bytes a parameter.
 optim_wrapper = dict(
     accumulative_counts=accumulate, optimizer=dict(_delete_=True, type='TorchAdafactor', lr=1e-5, weight_decay=0.0)
 )

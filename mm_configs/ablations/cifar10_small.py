@@ -1,5 +1,5 @@
-# The network of the small ablations (docs/results.md): CIFAR-10 in patches of 8, 0.9 M parameters, minutes a run on one
-# CPU core. tools/analysis_tools/sweep.py changes it. The teacher is a classifier (tools/train_classifier.py).
+# The network of the small studies (docs/results.md): CIFAR-10 in patches of 8, 0.9 M parameters, minutes a run on one
+# CPU core. tools/analysis_tools/sweep.py makes the variants. The teacher is a classifier (tools/train_classifier.py).
 _base_ = [
     '../_base_/models/pixnerd_c2i.py',
     '../_base_/datasets/cifar10.py',

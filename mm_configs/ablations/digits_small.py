@@ -1,5 +1,5 @@
-# The small ablations without any data to fetch: scikit-learn's digits, seconds to a minute a run on one CPU core.
-# The field's coordinates are the paper's, as they are among what is varied.
+# The small studies without data to download: scikit-learn's digits, up to a minute a run on one CPU core. The field's
+# coordinates are the paper's, because the studies vary them.
 _base_ = '../pixnerd_digits.py'
 image_size = 32
 max_density = 1

@@ -1,4 +1,4 @@
-"""The discrete cosine transform of 8x8 blocks, and what JPEG knows of how visible its frequencies are."""
+"""The discrete cosine transform of 8x8 blocks, and the visibility of its frequencies according to JPEG."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _CHROMINANCE = (
     99, 99, 99, 99, 99, 99, 99, 99,
 )  # fmt: skip
 
-# Full-range JPEG YCbCr of RGB, without its offset, which no difference of two images has.
+# RGB to full-range JPEG YCbCr, without the offset, which cancels in differences of images.
 _YCBCR = (
     (0.299, 0.587, 0.114),
     (-0.168736, -0.331264, 0.5),
@@ -47,16 +47,16 @@ def rgb_to_ycbcr(images: Tensor) -> Tensor:
 
 
 def dct_matrix(device: torch.device | None = None) -> Tensor:
-    """The orthonormal DCT-II of 8 values as a matrix ``(8, 8)``, a frequency a row."""
+    """The orthonormal DCT-II of 8 values as a matrix ``(8, 8)`` with one row per frequency."""
     frequency, place = torch.arange(BLOCK, device=device)[:, None], torch.arange(BLOCK, device=device) + 0.5
     matrix = (2 / BLOCK) ** 0.5 * torch.cos(math.pi / BLOCK * frequency * place)
     return torch.cat((matrix[:1] / 2**0.5, matrix[1:]))
 
 
 def block_dct(images: Tensor) -> Tensor:
-    """Transform each 8x8 block of ``images (B, C, H, W)`` to ``(B, C, blocks, 8, 8)``, frequencies of rows first.
+    """Transform each 8x8 block of ``images (B, C, H, W)`` to ``(B, C, blocks, 8, 8)``, vertical frequencies first.
 
-    Sides that are no multiple of 8 are padded at the end by reflection.
+    Sides that are not multiples of 8 are padded at the end by reflection.
     """
     height, width = images.shape[2:]
     padded = F.pad(images, (0, -width % BLOCK, 0, -height % BLOCK), mode='reflect')
@@ -66,9 +66,9 @@ def block_dct(images: Tensor) -> Tensor:
 
 
 def visibility(quality: int) -> Tensor:
-    """How much each DCT frequency of Y, Cb and Cr shows, ``(3, 8, 8)`` with mean 1 in each (DeCo, arXiv 2511.19365).
+    """Visibility of each DCT frequency of Y, Cb and Cr, ``(3, 8, 8)``, each with mean 1 (DeCo, arXiv 2511.19365).
 
-    ``(mean(T) / T) / mean(mean(T) / T)``, ``T`` the JPEG tables scaled to ``quality``, 1 to 100.
+    ``(mean(T) / T) / mean(mean(T) / T)``, where ``T`` are the JPEG tables scaled to ``quality``, 1 to 100.
 
     Raises:
         ValueError: if ``quality`` is out of range.

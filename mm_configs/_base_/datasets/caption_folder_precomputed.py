@@ -1,4 +1,4 @@
-# The same, with text embeddings from tools/precompute_text.py instead of a text encoder.
+# caption_folder.py with text embeddings from tools/precompute_text.py instead of a text encoder.
 _base_ = './caption_folder.py'
 text_embeddings = '{{$PIXNERD_TEXT:data/text}}'
 image_size = 256

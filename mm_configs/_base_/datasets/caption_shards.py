@@ -1,5 +1,5 @@
-# Pairs in tar shards, for more files than a file system likes; docs/data.md says how to make shards and index. To be
-# inherited in place of caption_folder.py. 16 GPUs x 96.
+# Pictures and captions in tar shards, for millions of files; docs/data.md says how to make shards and index. Inherit
+# this in place of caption_folder.py. 16 GPUs x 96.
 _base_ = './caption_folder.py'
 data_root = '{{$PIXNERD_SHARDS:data/shards}}'
 

@@ -1,4 +1,4 @@
-# CIFAR-10 as pictures, one folder a class: data/cifar10/train/airplane/*.png
+# CIFAR-10 as picture files, one folder per class: data/cifar10/train/airplane/*.png
 data_root = '{{$PIXNERD_CIFAR10:data/cifar10}}/train'
 image_size = 32
 

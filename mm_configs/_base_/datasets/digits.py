@@ -1,4 +1,4 @@
-# scikit-learn's handwritten digits, which come with the library: 1437 to train on, 360 held out.
+# scikit-learn's handwritten digits, which ship with the library: 1437 to train on, 360 held out.
 image_size = 32
 
 train_dataloader = dict(

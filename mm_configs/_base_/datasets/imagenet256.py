@@ -1,4 +1,4 @@
-# ImageNet, one folder a class; ADM's centre crop, no flip (as the reference statistics). 8 GPUs x 32.
+# ImageNet, one folder per class; ADM's centre crop and no flip, as in the reference statistics. 8 GPUs x 32.
 data_root = '{{$PIXNERD_IMAGENET:data/imagenet}}/train'
 image_size = 256
 

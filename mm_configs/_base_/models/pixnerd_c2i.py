@@ -24,7 +24,7 @@ model = dict(
         align_layer=8,
         repa_weight=0.5,
         cond_drop_prob=0.1,
-        # A transformers folder of DINOv2-B, or its hub id when it is in the local cache.
+        # A transformers folder of DINOv2-B, or its hub id if it is in the local cache.
         teacher=dict(type='DINOv2Teacher', model='{{$PIXNERD_DINOV2:facebook/dinov2-base}}'),
         dim=1152,
         projector_dim=1152,

@@ -1,4 +1,4 @@
-# Text to image, XXL/16: 1,171,518,019 parameters, and Qwen3-1.7B frozen beside them.
+# Text to image, XXL/16: 1,171,518,019 parameters, plus a frozen Qwen3-1.7B.
 model = dict(
     type='PixNerd',
     backbone=dict(
@@ -20,7 +20,7 @@ model = dict(
             normalize='fc1',
         ),
     ),
-    # A transformers folder of Qwen3-1.7B, or its hub id when it is in the local cache.
+    # A transformers folder of Qwen3-1.7B, or its hub id if it is in the local cache.
     conditioner=dict(type='Qwen3TextEncoder', model='{{$PIXNERD_QWEN3:Qwen/Qwen3-1.7B}}', max_length=128),
     loss=dict(
         type='FlowMatchREPALoss',

@@ -11,7 +11,7 @@ default_hooks = dict(
     checkpoint=dict(type='AtomicCheckpointHook', interval=10_000, max_keep_ckpts=3, keep_every=100_000),
     sampler_seed=None,  # ResumableSampler never ends, so there are no epochs to seed
 )
-# peak_tflops=312 gives the FLOPs utilisation of a GPU that is not in pixnerd_plugin/models/flops.py.
+# For the FLOPs utilisation of a GPU that pixnerd_plugin/models/flops.py does not know, add peak_tflops=312 (its own).
 log_processor = dict(type='TrainingLogProcessor', by_epoch=False, window_size=100)
 log_level = 'INFO'
 
@@ -21,11 +21,11 @@ visualizer = dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend'),
 env_cfg = dict(
     cudnn_benchmark=False,
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
-    dist_cfg=dict(backend='nccl', timeout=600),  # after so many seconds without one rank, the others stop
+    dist_cfg=dict(backend='nccl', timeout=600),  # seconds to wait for a rank before the others stop
 )
 model_wrapper_cfg = dict(type='MMDistributedDataParallel', broadcast_buffers=False, gradient_as_bucket_view=True)
 
-# For initial weights, times and noise; the order of the data has a seed of its own, in the sampler.
+# For initial weights, times and noise; the sampler has its own seed for the order of the data.
 randomness = dict(seed=0, diff_rank_seed=True)
 load_from = None
 resume = False

@@ -1,5 +1,5 @@
 # A thousand steps on a few hundred pictures, on one GPU with 24 GB: small batches accumulated to 32, activations
-# recomputed, no alignment loss (the teacher has done its work), a low learning rate after a short warm-up.
+# recomputed, no alignment loss (pre-training had it), a low learning rate after a short warm-up.
 _base_ = '../runtime/default.py'
 accumulate = 4
 max_iters = 1000 * accumulate

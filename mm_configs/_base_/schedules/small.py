@@ -1,4 +1,4 @@
-# Minutes on a CPU: a high learning rate, warmed up and let down along a cosine; gradients clipped; a short EMA.
+# Minutes on a CPU: a high learning rate with warm-up and cosine decay, clipped gradients, a short EMA.
 _base_ = '../runtime/default.py'
 max_iters = 1600
 train_cfg = dict(type='ResumableTrainLoop', max_iters=max_iters)

@@ -1,5 +1,5 @@
-# Text to image at 256: batch 1536 = 16 GPUs x 96. The release keeps weights and optimiser in bf16, which follows an EMA
-# of 0.9999 and small learning rates badly; here they are float32, under autocast.
+# Text to image at 256: batch 1536 = 16 GPUs x 96. The release keeps weights and optimiser in bf16, which is too coarse
+# for an EMA of 0.9999 and small learning rates; here they are float32, under autocast.
 train_cfg = dict(type='ResumableTrainLoop', max_iters=200_000)
 optim_wrapper = dict(
     type='Bf16OptimWrapper',

@@ -1,4 +1,4 @@
-"""DeCo's head: a pixel decoder conditioned on one vector a pixel (Ma et al. 2025, arXiv 2511.19365)."""
+"""DeCo's head: a pixel decoder with a condition vector for each pixel (Ma et al. 2025, arXiv 2511.19365)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pixnerd_plugin.functional.positions import pixel_positions
 from pixnerd_plugin.models.layers import operations as own_operations
 from pixnerd_plugin.registry import MODELS
 
-# Pixels evaluated at once without gradients: their widest activation is 96 numbers each, 48 MiB in float32.
+# Pixels evaluated at once without gradients. The widest activation has 96 values a pixel, 48 MiB in float32.
 CHUNK = 2**17
 
 
@@ -31,7 +31,7 @@ class ResidualBlock(nn.Module):
         self.modulation = operations.Linear(width, 3 * width, **factory)
 
     def forward(self, h: Tensor, cond: Tensor) -> Tensor:
-        """Map pixels ``h (..., W)`` under ``silu`` of their conditions, ``cond (..., W)``, to ``(..., W)``."""
+        """Map pixels ``h (..., W)`` to ``(..., W)``; ``cond (..., W)`` is the ``silu`` of their conditions."""
         shift, scale, gate = self.modulation(cond).chunk(3, dim=-1)
         modulated = torch.addcmul(shift, self.norm(h), 1 + scale)
         return torch.addcmul(h, gate, self.fc2(F.silu(self.fc1(modulated))))
@@ -41,8 +41,8 @@ class ResidualBlock(nn.Module):
 class DeCoHead(nn.Module):
     """Velocity of every pixel of a patch by a small network that all patches share, conditioned pixel by pixel.
 
-    A patch's vector gives one condition vector a pixel; pixels enter as in the neural field, by their noisy value and
-    their coordinates. It knows the ``P x P`` pixels of a patch and no others.
+    A patch's vector gives a condition vector for each of its pixels. As in the neural field, the input of a pixel is
+    its noisy value and its coordinates. The head gives the ``P x P`` pixels of a patch and no others.
 
     Args:
         dim: width of the patch vectors.
@@ -89,7 +89,7 @@ class DeCoHead(nn.Module):
         self.num_frequencies = num_frequencies
 
         self.cond_embed = operations.Linear(dim, patch_size**2 * width, **factory)
-        # The published input layer, Linear(C + F -> W), in two parts: the coordinates' part is shared by all patches.
+        # The published input layer, Linear(C + F -> W), in two parts: all patches share that of the coordinates.
         self.pixel_embed = operations.Linear(in_channels, width, bias=False, **factory)
         self.coord_embed = operations.Linear(num_features(coordinates, num_frequencies), width, **factory)
         self.input_proj = operations.Linear(width, width, **factory)
@@ -97,7 +97,7 @@ class DeCoHead(nn.Module):
         self.proj = operations.Linear(width, in_channels, **factory)
 
     def init_weights(self) -> None:
-        """Xavier for every linear layer, zero for the modulations and the last layer: training starts at velocity 0."""
+        """Initialise as released: Xavier, but zero for modulations and last layer, so that training starts at 0."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -123,9 +123,9 @@ class DeCoHead(nn.Module):
         Args:
             s: patch vectors.
             pixels: noisy values.
-            positions: None; the head knows the pixels of the base picture alone.
-            chunk: evaluate at most about this many pixels at once, whole patches. By default everything with gradients,
-                and 2**17 without.
+            positions: must be None, because the head gives only the pixels of the base picture.
+            chunk: evaluate about this many pixels at once, in whole patches. By default everything with gradients, and
+                2**17 without.
 
         Raises:
             ValueError: if the patches are not ``P x P`` or ``positions`` are given.
@@ -133,8 +133,8 @@ class DeCoHead(nn.Module):
         size = tuple(pixels.shape[2:4])
         if positions is not None or size != (self.patch_size, self.patch_size):
             raise ValueError(
-                f'DeCoHead gives {self.patch_size}x{self.patch_size} pixels a patch and was asked for '
-                f'{size[0]}x{size[1]}; use NeuralFieldHead for other sizes'
+                f'DeCoHead gives {self.patch_size}x{self.patch_size} pixels a patch, not {size[0]}x{size[1]}; '
+                'use NeuralFieldHead for other sizes'
             )
         y = x = pixel_positions(self.patch_size, self.patch_size, 'corners', pixels.device)
         table = self.coord_embed(coordinate_features(self.coordinates, self.num_frequencies, y, x).to(pixels.dtype))
@@ -148,7 +148,7 @@ class DeCoHead(nn.Module):
         return velocity.unflatten(0, s.shape[:2])
 
     def _evaluate(self, s: Tensor, pixels: Tensor, table: Tensor) -> Tensor:
-        """Velocity of ``pixels (N, P, P, C)`` under the patch vectors ``s (N, D)``."""
+        """Velocity of ``pixels (N, P, P, C)`` with the patch vectors ``s (N, D)``."""
         cond = F.silu(rearrange(self.cond_embed(s), 'n (h w c) -> n h w c', h=self.patch_size, c=self.width))
         h = self.input_proj(self.pixel_embed(pixels) + table)
         for block in self.blocks:

@@ -1,4 +1,4 @@
-"""Further terms of a training loss, each a part of its own: ``terms=[dict(type='FrequencyLoss', weight=1.0)]``."""
+"""Additional terms of a training loss, as registered parts: ``terms=[dict(type='FrequencyLoss', weight=1.0)]``."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pixnerd_plugin.registry import MODELS
 
 
 class LossTerm(nn.Module, ABC):
-    """One term of a loss: subclasses give :attr:`name` and :meth:`forward`.
+    """One term of a loss; subclasses define :attr:`name` and :meth:`forward`.
 
     Args:
-        weight: what the term's mean is multiplied by; the loss reports the product as ``loss_NAME``.
+        weight: factor of the term's mean; the loss reports the product as ``loss_NAME``.
     """
 
     name: ClassVar[str]
@@ -26,11 +26,11 @@ class LossTerm(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, velocity: Tensor, target: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """Return the term of each picture, ``(B,)``, not weighted.
+        """Return the unweighted term of each picture, ``(B,)``.
 
         Args:
-            velocity, target: the network's and the true velocity, ``(B, C, H, W)`` float32; the image that each stands
-                for is ``x_t + (1 - t) v``.
+            velocity, target: the network's and the true velocity ``v``, ``(B, C, H, W)`` float32; each implies the
+                image ``x_t + (1 - t) v``.
             x_t: noisy pixels ``(B, C, H, W)``.
             t: times ``(B,)``.
         """
@@ -38,10 +38,10 @@ class LossTerm(nn.Module, ABC):
 
 @MODELS.register_module()
 class FrequencyLoss(LossTerm):
-    """``mean(Q (DCT(YCbCr(v_net)) - DCT(YCbCr(v)))^2)``: errors weighted by how much they show (DeCo, as released).
+    """``mean(Q (DCT(YCbCr(v_net)) - DCT(YCbCr(v)))^2)``: errors weighted by their visibility (DeCo, as released).
 
     Args:
-        weight: of the term; 1 as published.
+        weight: weight of the term; 1 as published.
         quality: JPEG quality whose quantisation tables give ``Q``; 85 as published.
 
     Raises:
@@ -56,6 +56,6 @@ class FrequencyLoss(LossTerm):
         self.register_buffer('visibility', visibility(quality), persistent=False)
 
     def forward(self, velocity: Tensor, target: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        # All of it is linear, so the difference is transformed once.
+        # Colours and DCT are linear, so one transform of the difference is enough.
         frequencies = block_dct(rgb_to_ycbcr(velocity - target))
         return (self.visibility[:, None] * frequencies.square()).mean((1, 2, 3, 4))
