@@ -1,4 +1,4 @@
-"""Neighbouring fields joined where they meet: each is evaluated a little beyond its patch, and they are averaged there.
+"""Joining neighbouring fields: each is evaluated a little beyond its patch, and they are averaged where they overlap.
 
 Along an axis, ``u`` is a pixel's centre in base pixels and ``b`` the border between patches ``p`` and ``p + 1``. Where
 ``|u - b| < blend`` the velocity is ``w v_p + (1 - w) v_{p+1}`` with ``w = 1/2 + (b - u) / (2 blend)``: half of each on
@@ -37,10 +37,10 @@ class Lattice(NamedTuple):
 
     @classmethod
     def of(cls, head: Any, pixels: int, patches: int, blend: float, alignment: str | None = None) -> Lattice:
-        """The axis of a picture whose fields are ``head``'s; ``alignment``: by default the head's own.
+        """The axis of a picture with the fields of ``head``; ``alignment`` is by default the head's own.
 
         Raises:
-            ValueError: naming what does not fit: the head, ``blend``, or the number of pixels.
+            ValueError: if the head, ``blend`` or the number of pixels does not fit; the message names it.
         """
         if not hasattr(head, 'alignment'):
             raise ValueError(
@@ -58,16 +58,16 @@ class Lattice(NamedTuple):
         return cls(pixels, patches, head.patch_size, alignment, blend)
 
     def first_from(self, u: Fraction) -> int:
-        """The first pixel with its centre at ``u`` base pixels or later; below 0 and beyond the picture alike."""
+        """The first pixel with its centre at or after ``u`` base pixels; it may lie outside the picture."""
         return ceil(self._index(u))
 
     def window(self, patch: int) -> tuple[int, int]:
-        """The pixels that a patch's field has a share in, ``first`` and ``last + 1``, as if no picture ended."""
+        """The pixels in which a patch's field has a share, ``first`` and ``last + 1``, ignoring the picture's edges."""
         start, stop = Fraction(patch * self.patch_size), Fraction((patch + 1) * self.patch_size)
         if self.blend == 0:
             return self.first_from(start), self.first_from(stop)
         blend = Fraction(self.blend)
-        # Where a share falls to 0 it is none; a pixel that is exactly there belongs to the other patch alone.
+        # A share of 0 is none: a pixel exactly there belongs to the other patch alone.
         return floor(self._index(start - blend)) + 1, self.first_from(stop + blend)
 
     def positions(self, patch: int, start: int, stop: int) -> Tensor:
@@ -79,10 +79,10 @@ class Lattice(NamedTuple):
         return ((inside * self.patch_size - 0.5) / max(self.patch_size - 1, 1)).float()
 
     def cut(self, start: int, stop: int, limit: int) -> list[tuple[int, int]]:
-        """Cut the pixels ``start`` to ``stop`` into runs of about ``limit``, behind the joins of patches if possible.
+        """Cut the pixels ``start`` to ``stop`` into runs of about ``limit``, after the joins of patches if possible.
 
-        There the fewest fields are needed on both sides of a cut. A run may be an eighth longer, so that whole patches
-        which fit without their join are not cut.
+        Cuts there need the fewest fields on both sides. A run may be an eighth longer, so that whole patches that fit
+        without their join are not cut.
         """
         places = [self.first_from(p * self.patch_size + Fraction(self.blend)) for p in range(1, self.patches)]
         places = [place for place in places if place < stop]
@@ -99,7 +99,7 @@ class Lattice(NamedTuple):
 
 
 class Windows(NamedTuple):
-    """``n`` patches whose ``h`` pixels sit at the same positions; pixels are counted from the start of a run."""
+    """``n`` patches with ``h`` pixels at the same positions; pixels are counted from the start of a run."""
 
     patches: Tensor  # (n,), on the CPU
     pixels: Tensor  # (n h,)

@@ -1,4 +1,4 @@
-"""How much a picture steps at the borders of its patches, against the steps inside them."""
+"""A measure of seams: the steps between pixels at patch borders, relative to those inside patches."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def border_steps(images: Tensor, grid: tuple[int, int]) -> tuple[float, float]:
 def seam_ratio(images: Tensor, grid: tuple[int, int]) -> float:
     """Steps across patch borders as a multiple of the steps inside patches (see :func:`border_steps`).
 
-    It is 1 for a picture that knows nothing of the grid; a motif that is smallest in the middle of its patches raises
-    it without any seam, so compare it with that of originals. NaN where there are no steps at all.
+    It is 1 for a picture that does not depend on the grid. A motif with the smallest steps in the middle of patches
+    raises it without any seam, so compare it with that of originals. NaN if there are no steps at all.
     """
     across, inside = border_steps(images, grid)
     if inside == 0:

@@ -131,5 +131,5 @@ def test_it_starts_at_velocity_zero_and_chunks_change_nothing():
 def test_what_it_cannot_do_is_said():
     with pytest.raises(ValueError, match='polar'):
         small(coordinates='polar')
-    with pytest.raises(ValueError, match='DeCoHead gives 4x4 pixels a patch and was asked for 8x8'):
+    with pytest.raises(ValueError, match='DeCoHead gives 4x4 pixels a patch, not 8x8'):
         small()(torch.randn(1, 3, 16, 16), torch.rand(1), torch.tensor([0]), token_grid=(2, 2))
