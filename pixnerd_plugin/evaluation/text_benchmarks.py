@@ -31,13 +31,13 @@ DPG_CATEGORIES = ('global', 'entity', 'attribute', 'relation', 'other')
 PICTURES_PER_PROMPT = 4
 RUN = 'run.json'
 
-# GenEval's own file has 70 KB, and its results 1 MB; a prompt of DPG-Bench 1 KB.
+# GenEval's own file has 70 KB and its results 1 MB; a prompt of DPG-Bench has 1 KB.
 MAX_FILE, MAX_PROMPT = 2**26, 2**16
 MAX_LINE = 2**20
 
 
 def _is_name(name: Any) -> bool:
-    """Whether this is a file name, and no path that leads elsewhere."""
+    """Whether this is a plain file name, without a path."""
     return type(name) is str and 0 < len(name) <= 255 and name not in ('.', '..') and not set(name) & set('/\\\0:')
 
 

@@ -175,14 +175,14 @@ class PixNerdDiT(nn.Module):
         Args:
             x: noisy picture ``(B, C, H, W)``; its dtype and device are those of the computation.
             t: time ``(B,)``, 0 at noise and 1 at the image.
-            cond: class ids ``(B,)``, or shares of the classes ``(B, num_classes)``, what is missing to 1 being the null
-                class's; or text embeddings ``(B, N, text_dim)``.
+            cond: class ids ``(B,)``; or shares of the classes ``(B, num_classes)``, where the null class gets what is
+                missing to 1; or text embeddings ``(B, N, text_dim)``.
             token_grid: ``(rows, columns)`` of tokens, for pictures of another size than the trained one: the
-                transformer reads the picture resampled to ``rows P x columns P`` (paper Fig. 4). By default each ``P x
-                P`` pixels make a token.
+                transformer reads the picture resampled to ``rows P x columns P`` (paper Fig. 4). By default there is
+                one token for each ``P x P`` pixels.
             feature_layer: also return the tokens ``(B, L, D)`` after this block, counted from 1.
             conditioning: result of :meth:`condition` for ``t`` and ``cond``, if it was computed ahead.
-            hooks: a host's part in the call.
+            hooks: lets a host act on this call.
 
         Returns:
             The patch vectors ``s (B, L, D)``, and the features, or None without ``feature_layer``.

@@ -24,7 +24,7 @@ from pixnerd_plugin.formats.schema import check_table, integer, naming, shown, t
 
 KEY_BYTES = 16
 
-# Bounds of a stranger's shard: 64 MiB of keys, 128 MiB an embedding. The published model's take 512 KiB.
+# Limits for an untrusted shard: 64 MiB of keys, 128 MiB an embedding. Those of the published model take 512 KiB.
 MAX_CAPTIONS, MAX_LENGTH, MAX_WIDTH = 2**22, 2**12, 2**13
 
 _SETTINGS = dict(format=text(100), model=text(1000), max_length=text(10), dtype=text(20))

@@ -54,9 +54,9 @@ class Attention(nn.Module):
         text: Text | None = None,
         attention: AttentionFunction | None = None,
     ) -> Tensor:
-        """Map ``h (B, L, D)``, with ``text`` if joint, to ``(B, L, D)``; ``rotate`` turns q and k.
+        """Map ``h (B, L, D)`` to ``(B, L, D)``; ``rotate`` turns q and k, and ``text`` is for joint attention.
 
-        ``attention`` takes the place of the layer's own function in this call.
+        ``attention`` replaces the layer's own function in this call.
         """
         q, k, v = rearrange(self.qkv(h), 'b l (three head d) -> three b head l d', three=3, head=self.num_heads)
         q, k = self.q_norm(q), self.k_norm(k)

@@ -73,9 +73,9 @@ class TransformerBlock(nn.Module):
         text: Text | None = None,
         attention: AttentionFunction | None = None,
     ) -> Tensor:
-        """Map tokens ``h (B, L, D)`` to ``(B, L, D)``; ``text`` joins the attention of a joint block.
+        """Map tokens ``h (B, L, D)`` to ``(B, L, D)``; a joint block attends to ``text`` too.
 
-        ``attention`` takes the place of the block's own function in this call.
+        ``attention`` replaces the block's own function in this call.
         """
         parts = modulation.unsqueeze(2).unbind(1)
         for_attention, for_mlp = Modulation(*parts[:3]), Modulation(*parts[3:])
