@@ -1,9 +1,9 @@
 """Python processes that start in a moment: forked from one that has imported torch and mmengine already.
 
 Importing them takes longer than most of what the tests run in processes of their own. :func:`forked_python` returns the
-path of a program that is called like Python, ``python [-u] SCRIPT ...`` or ``python [-u] -m MODULE ...``. It has a
-server fork a process with its own arguments, environment, folder and files, and stands for that process: it ends with
-its exit code or signal, passes on what signals it gets, and takes it along when it is killed.
+path of a program that is called like Python, with ``SCRIPT``, ``-m MODULE`` or ``-c CODE``, before it ``-u`` or not. It
+has a server fork a process with its own arguments, environment, folder and files, and stands for that process: it ends
+with its exit code or signal, passes on what signals it gets, and takes it along when it is killed.
 """
 
 import array
@@ -123,14 +123,18 @@ def run(request: dict, files: list[int], connection: socket.socket) -> None:
         sys.stdout.reconfigure(write_through=True)
         del arguments[0]
     paths = [path for path in os.environ.get('PYTHONPATH', '').split(os.pathsep) if path]
-    if arguments[0] == '-m':
+    kind = arguments[0]
+    folder = os.getcwd() if kind in ('-c', '-m') else str(Path(kind).parent.resolve())
+    sys.path[:1] = [folder, *paths]
+    if kind == '-m':
         sys.argv = arguments[1:]
-        sys.path[:1] = [os.getcwd(), *paths]
         runpy.run_module(arguments[1], run_name='__main__', alter_sys=True)
+    elif kind == '-c':
+        sys.argv = [kind, *arguments[2:]]
+        exec(compile(arguments[1], '<string>', 'exec'), dict(__name__='__main__'))
     else:
         sys.argv = arguments
-        sys.path[:1] = [str(Path(arguments[0]).parent.resolve()), *paths]
-        runpy.run_path(arguments[0], run_name='__main__')
+        runpy.run_path(kind, run_name='__main__')
 
 
 def end_with_parent() -> None:

@@ -72,7 +72,10 @@ def test_the_linear_head_gets_what_the_field_spends(measure):
 def test_a_sweep_trains_measures_draws_and_goes_on(run, tmp_path):
     classifier = tmp_path / 'classifier.safetensors'
     save_classifier(SmallConvNet(10).eval(), classifier, class_names=list('0123456789'), size=(32, 32), accuracy=0.1)
-    arguments = ['coordinates', '--config', SMALL, '--seeds', 0, '--iters', 4, '--samples', 100]
+    # Few steps, as six variants are sampled, and how well is not the question.
+    config = tmp_path / 'few_steps.py'
+    config.write_text(f'_base_ = {str(SMALL)!r}\nmodel = dict(sampler=dict(num_steps=3))\n')
+    arguments = ['coordinates', '--config', config, '--seeds', 0, '--iters', 4, '--samples', 100]
     arguments += ['--classifier', classifier, '--out', tmp_path / 'out']
     printed = run('sweep.py', *arguments)
     assert '| coordinates dct | 1 |' in printed

@@ -100,7 +100,7 @@ def test_mistakes_are_found_before_anything_is_drawn(test, tmp_path, monkeypatch
     few = ['--num-samples', 12, '--reference', 'digits:test']
     for arguments, message in {
         'size': (['--num-samples', 30, '--reference', large], 'are 32x32, and those to compare them with 16x16'),
-        'few': (few, '--num-samples has 12 pictures, .* at least 13'),
+        'few': (few, '--num-samples has 12 pictures.* at least 13'),
         'none': (['--num-samples', 0], '--num-samples must be at least 1, got 0'),
         'mixed': (['--num-samples', 30, '--reference', mixed], '9x16 .* 16x16'),
     }.values():
