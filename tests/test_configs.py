@@ -45,12 +45,13 @@ def build(config: Config, text_embeddings: Path | None = None) -> torch.nn.Modul
 def test_config_builds(path, tmp_path):
     settings = dict(model='qwen3_tiny', max_length='128')
     TextEmbeddingStore(tmp_path).write('text', [''], torch.zeros(1, 128, 2048, dtype=torch.bfloat16), settings)
-    model = build(Config.fromfile(path), tmp_path)
+    config = Config.fromfile(path)
+    model = build(config, tmp_path)
     assert model.loss.projector[0].in_features == model.backbone.dim
     assert model.loss.align_layer <= model.backbone.depth or model.loss.teacher is None
     if path.stem in PARAMETERS:
         assert sum(p.numel() for p in model.backbone.parameters()) == PARAMETERS[path.stem]
-    sampled = [hook for hook in Config.fromfile(path).custom_hooks if hook.type == 'SampleGridHook']
+    sampled = [hook for hook in config.custom_hooks if hook.type == 'SampleGridHook']
     assert [hook.size % model.backbone.patch_size for hook in sampled] == [0]
 
 

@@ -53,7 +53,8 @@ class Span(NamedTuple):
             ValueError: if the file ends before, or the bytes are not those that were written.
         """
         # Not mapped: mapped pages count as this process's memory, and a file cut short under a mapping kills it.
-        buffer = torch.empty(self.size, dtype=torch.uint8)
+        # On the CPU even where a network is built under ``torch.device('meta')``.
+        buffer = torch.empty(self.size, dtype=torch.uint8, device='cpu')
         view = buffer.numpy().data
         with open(self.path, 'rb', buffering=0) as file:
             file.seek(self.offset)
