@@ -1,11 +1,12 @@
 #!/usr/bin/env python
 """Convert weights: from whatever holds a PixNerd network to what the next program reads.
 
-IN is a published .ckpt, a .pth of tools/train.py, a .safetensors in any known key layout, a diffusers folder of
-PixNerd, or the folder of a Qwen3 text encoder in transformers layout. The suffix of OUT says what to write:
+IN is a published .ckpt, a .pth of tools/train.py or another trainer, a .safetensors in any known key layout, the index
+of one in pieces, a diffusers folder of PixNerd, an adapter (LoRA, LoHa, LoKr; a file, or a folder that PEFT saved), or
+the folder of a Qwen3 text encoder in transformers layout. The suffix of OUT says what to write:
 
   OUT.safetensors   one file for ComfyUI's models/diffusion_models and for load_backbone
-                    (of a Qwen3 folder: for models/text_encoders)
+                    (of a Qwen3 folder: for models/text_encoders; of an adapter: for models/loras)
   OUT.pth           to train from: tools/train.py CONFIG --cfg-options load_from=OUT.pth
   OUT.ckpt          in the published layout, for the released code
 
@@ -13,16 +14,12 @@ Memory is needed for the largest tensor, not for the file.
 """
 
 import argparse
-import re
+import signal
 import sys
 from pathlib import Path
 
-
-def lora(text: str) -> tuple[str, float]:
-    match = re.fullmatch(r'(.+?)(?::([-+]?\d*\.?\d+))?', text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f'{text!r} is not FILE or FILE:STRENGTH')
-    return match[1], float(match[2] or 1)
+# For a Python that looks for packages in its own folder alone, as ComfyUI's portable one does.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
 def parse_args() -> argparse.Namespace:
@@ -44,7 +41,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--resolution', type=int, help='side of the training pictures, if IN does not tell')
     parser.add_argument(
         '--merge-lora',
-        type=lora,
         nargs='+',
         default=[],
         metavar='FILE[:STRENGTH]',
@@ -56,11 +52,18 @@ def parse_args() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     from pixnerd_plugin.checkpoints.convert import convert
+    from pixnerd_plugin.checkpoints.lora import convert_lora, is_lora, parse_lora
     from pixnerd_plugin.checkpoints.text_encoder import convert_text_encoder, is_text_encoder
 
     if is_text_encoder(args.source):
         convert_text_encoder(args.source, args.target, args.dtype, args.force)
         print(f'{args.target}: text encoder')
+        return
+    if is_lora(args.source):
+        lora = convert_lora(args.source, args.target, args.dtype, args.force)
+        print(f'{args.target}: adapters of {len(lora.adapters)} weights')
+        if lora.skipped:
+            print(f'Left out, as parts of another text encoder: {", ".join(lora.skipped[:3])} ({len(lora.skipped)})')
         return
     metadata = convert(
         args.source,
@@ -69,7 +72,7 @@ def main(args: argparse.Namespace) -> None:
         weights=args.weights,
         dtype=args.dtype,
         resolution=args.resolution,
-        loras=args.merge_lora,
+        loras=[parse_lora(text) for text in args.merge_lora],
         force=args.force,
     )
     weights = {'both': 'EMA and raw weights', 'ema': 'EMA weights', 'raw': 'raw weights', None: 'weights'}
@@ -78,10 +81,14 @@ def main(args: argparse.Namespace) -> None:
         print('The training resolution is not known; write it into the file with --resolution.')
 
 
+def stop(number: int, frame: object) -> None:
+    """End as by an error, so that what is half written is removed."""
+    sys.exit(128 + number)
+
+
 if __name__ == '__main__':
     arguments = parse_args()
-    # For a Python that has nothing of this installed and does not look beside its scripts, as ComfyUI's portable one.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    signal.signal(signal.SIGTERM, stop)
     # Only now, because it imports torch: --help answers at once.
     from pixnerd_plugin.cli import one_line_errors
 

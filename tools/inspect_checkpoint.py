@@ -6,13 +6,20 @@ Exit code 1 if anything is odd.
 
 import argparse
 import json
+import os
 import sys
+from pathlib import Path
 from typing import Any
+
+# For a Python that looks for packages in its own folder alone, as ComfyUI's portable one does.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('file', metavar='FILE', help='.ckpt, .pth, .safetensors (also a LoRA), or a diffusers folder')
+    parser.add_argument(
+        'file', metavar='FILE', help='.ckpt, .pth, .safetensors (also an adapter or a field), its index, or a folder'
+    )
     parser.add_argument(
         '--quick', action='store_true', help='headers only: do not look for NaN and zeros in the weights'
     )
@@ -53,6 +60,10 @@ def show(result: dict[str, Any]) -> None:
         if name != 'architecture':
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             line(f'  {name}', text if len(text) < 200 else f'{text[:200]}…')
+    if 'field' in result:
+        line('field', json.dumps(result['field']))
+    for sentence in result.get('took', []):
+        line('took', sentence)
     if result.get('ignored'):
         line('also in it', ', '.join(result['ignored'][:8]) + (' …' if len(result['ignored']) > 8 else ''))
     line('loads with', ', '.join(result['loads_with']) or 'nothing')
@@ -61,7 +72,9 @@ def show(result: dict[str, Any]) -> None:
 
 
 def line(name: str, text: str) -> None:
-    print(f'{name:14} {text}')
+    # What a file holds must not reach the terminal as commands to it.
+    printable = ''.join(char if char.isprintable() else '�' for char in text)
+    print(f'{name:14} {printable}')
 
 
 if __name__ == '__main__':
@@ -70,4 +83,9 @@ if __name__ == '__main__':
     from pixnerd_plugin.cli import one_line_errors
 
     with one_line_errors():
-        main(arguments)
+        try:
+            main(arguments)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # Who reads has seen enough, as head has; Python would complain once more at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

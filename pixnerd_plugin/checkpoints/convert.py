@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from pixnerd_plugin.formats.atomic import remove_abandoned
 from pixnerd_plugin.formats.lazy import LazyTensor, Tensors, require_finite
 from pixnerd_plugin.formats.safetensors_file import write_safetensors
 from pixnerd_plugin.formats.safetensors_index import SUFFIX as INDEX
@@ -121,13 +122,14 @@ def _check_target(target: Path, layout: str | None, dtype: str | None, force: bo
 
 
 def check_new(target: Path, suffixes: Iterable[str], force: bool) -> None:
-    """Refuse a target of another suffix, or one that is there already."""
+    """Refuse a target of another suffix, or one that is there already; remove what killed conversions to it left."""
     if target.suffix not in suffixes:
         raise ValueError(
             f'{target}: the name must end in {" or ".join(dict.fromkeys(suffixes))}, which says what to write'
         )
     if target.exists() and not force:
         raise FileExistsError(f'{target} exists; give --force to replace it')
+    remove_abandoned(target)
 
 
 def _merge(checkpoint: Checkpoint, loras: Sequence[tuple[str, float]]) -> Checkpoint:
