@@ -125,6 +125,11 @@ def require_recordable(model: Any, conds: Mapping[str, list], latent: dict[str, 
         denoise: share of noise it starts from.
     """
     otherwise = 'or turn record_field off.'
+    head = model.model.diffusion_model.head
+    if not hasattr(head, 'alignment'):
+        raise ValueError(
+            f'only a neural field can be recorded, and this model has a {type(head).__name__}: turn record_field off.'
+        )
     if denoise < 0.9999 or 'noise_mask' in latent:
         raise ValueError(
             f'record_field keeps runs from pure noise only: set denoise to 1 and take the mask off, {otherwise}'
@@ -180,6 +185,7 @@ def decode(
     region: tuple[int, int, int, int],
     grain: float,
     seed: int,
+    blend: float,
     device: torch.device,
     dtype: torch.dtype,
     chunk: int | None,
@@ -194,4 +200,4 @@ def decode(
     height, width = (max(side, round(side * scale)) for side, scale in zip(size, field.scale, strict=True))
     fits = height % field.token_grid[0] == 0 and width % field.token_grid[1] == 0
     alignment = None if fits else 'centers'
-    return trajectory.decode((height, width), region, grain, seed, chunk, alignment, callback)
+    return trajectory.decode((height, width), region, grain, seed, chunk, alignment, callback, blend)

@@ -8,6 +8,8 @@ import comfy.model_management
 import comfy.utils
 from comfy_api.latest import io
 
+from pixnerd_plugin.functional.blending import BLEND
+
 from ..field import decode, field_of, to_image
 from ..guards import check_batch_index, check_region
 from ..schema import ADVANCED, search_aliases
@@ -68,6 +70,16 @@ class PixNerdDecode(io.ComfyNode):
                     tooltip='Which picture of the batch, counted from 0; -1: all of them.',
                     extra_dict=ADVANCED,
                 ),
+                io.Float.Input(
+                    'blend',
+                    default=BLEND,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip='How far neighbouring patches run into each other in a larger picture, in pixels of the '
+                    'sampled one: 0.5 leaves no seams, 0 has the hard borders of the published rule.',
+                ),
             ],
             outputs=[io.Image.Output(display_name='IMAGE', tooltip='The picture.')],
         )
@@ -86,6 +98,7 @@ class PixNerdDecode(io.ComfyNode):
         grain_seed: int,
         field_chunk: int,
         batch_index: int = -1,
+        blend: float = BLEND,
     ) -> io.NodeOutput:
         check_batch_index(len(latent['samples']), batch_index)
         picture = None if batch_index < 0 else batch_index
@@ -114,6 +127,7 @@ class PixNerdDecode(io.ComfyNode):
             region,
             grain,
             grain_seed,
+            blend,
             field.model.load_device,
             core.manual_cast_dtype or core.get_dtype(),
             field_chunk or None,

@@ -25,19 +25,23 @@ def continuous_noise(noise: Tensor, y: Tensor, x: Tensor) -> Tensor:
     The interpolation is linear, with each pixel's weights scaled to unit L2 norm. So every single pixel stays standard
     normal, as in training, and neighbours vary smoothly. Integer positions return the noise itself.
     """
-    rows = _interpolation(y, noise.shape[2]).to(noise)
-    columns = _interpolation(x, noise.shape[3]).to(noise)
+    # Not in one: on its way to a GPU without float64 (Apple's, Intel's) a tensor must be of another dtype already.
+    rows = _interpolation(y, noise.shape[2]).to(noise.dtype).to(noise.device)
+    columns = _interpolation(x, noise.shape[3]).to(noise.dtype).to(noise.device)
     return torch.einsum('bchw,yh,xw->bcyx', noise, rows, columns)
 
 
 def _interpolation(position: Tensor, size: int) -> Tensor:
-    """Interpolation matrix ``(len(position), size)`` with rows of unit L2 norm; positions outside are clamped."""
-    position = position.double().clamp(0, size - 1)
+    """Interpolation matrix ``(len(position), size)``, its rows of unit L2 norm; positions outside are clamped.
+
+    On the CPU, whatever device the positions are on.
+    """
+    position = position.cpu().double().clamp(0, size - 1)
     lower = position.floor().long().clamp(max=max(size - 2, 0))
     upper = (lower + 1).clamp(max=size - 1)
     fraction = position - lower
-    weights = torch.zeros(len(position), size, dtype=torch.float64, device=position.device)
-    index = torch.arange(len(position), device=position.device)
+    weights = torch.zeros(len(position), size, dtype=torch.float64)
+    index = torch.arange(len(position))
     weights[index, lower] += 1 - fraction
     weights[index, upper] += fraction
     return weights / weights.norm(dim=1, keepdim=True)

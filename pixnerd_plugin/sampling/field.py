@@ -171,8 +171,7 @@ class FieldTrajectory:
     def _noise(self, size: tuple[int, int], rows: slice, columns: slice, grain: float, seed: int) -> Tensor:
         """Noise of a region: the base noise where the finer pixels sit, and grain."""
         y, x = (
-            (torch.arange(part.start, part.stop, dtype=torch.float64, device=self.noise.device) + 0.5) * (base / fine)
-            - 0.5
+            (torch.arange(part.start, part.stop, dtype=torch.float64) + 0.5) * (base / fine) - 0.5
             for part, base, fine in zip((rows, columns), self.size, size, strict=True)
         )
         noise = continuous_noise(self.noise, y, x)

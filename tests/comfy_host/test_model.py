@@ -105,6 +105,18 @@ class TestField:
         # Both keep patch vectors in bfloat16.
         torch.testing.assert_close(image, ((expected + 1) / 2).clamp(0, 1).movedim(1, -1), atol=2e-2, rtol=0)
 
+    @pytest.mark.parametrize('blend', [0.0, 0.5, 1.0])
+    def test_blend_is_the_core_s(self, model, net, conds, kind, blend):
+        latent = sample(model, conds, record_field=True)
+        cond, null = conds[0]
+        solver = AdamsFlowSampler(5, 2, 3.0, timeshift=SHIFT[kind])
+        _, field = solver.sample(net, noise(), cond, null, record_field=True)
+        image = PixNerdDecode.execute(latent, 192, 128, 0, 0, 0, 0, 0.0, 0, 0, -1, blend).args[0]
+        expected = field.decode((128, 192), blend=blend)
+        torch.testing.assert_close(image, ((expected + 1) / 2).clamp(0, 1).movedim(1, -1), atol=2e-2, rtol=0)
+        hard = field.decode((128, 192), blend=0.0)
+        assert (error(expected, hard) > 1e-3) == (blend > 0)
+
     def test_sides_that_fit_no_grid_decode_too(self, model, conds):
         latent = sample(model, conds, record_field=True)
         assert PixNerdDecode.execute(latent, 101, 67, 0, 0, 0, 0, 0.0, 0, 0).args[0].shape == (1, 67, 101, 3)

@@ -2,8 +2,9 @@ import pytest
 
 from comfy_nodes.settings import Settings, resolve
 
-TEXT = dict(architecture=dict(text_dim=8))
-CLASSES = dict(architecture=dict(num_classes=8))
+HEAD = dict(type='NeuralFieldHead')
+TEXT = dict(architecture=dict(text_dim=8, head=HEAD))
+CLASSES = dict(architecture=dict(num_classes=8, head=HEAD))
 MODELS_OWN = Settings(0, 0.0, 0, 3.0, 0.0, 0.0)
 
 
