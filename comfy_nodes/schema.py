@@ -7,8 +7,13 @@ from typing import Any
 
 from comfy_api.latest import io
 
-ADVANCED = {'advanced': True}
-"""Extra entry of widgets that newer pages fold away."""
+
+def advanced(widget: Any, is_so: bool = True) -> Any:
+    """The widget, marked as one that newer pages fold away."""
+    if is_so:
+        # Older hosts have the attribute, and no argument for it.
+        widget.extra_dict = {**widget.extra_dict, 'advanced': True}
+    return widget
 
 
 def search_aliases(*words: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pixnerd_plugin.models.conditioners import LabelConditioner
 
 from ..imagenet import imagenet_names
 from ..model import CLASSES, require_pixnerd
-from ..schema import ADVANCED, search_aliases
+from ..schema import advanced, search_aliases
 from ..text_encoder import NAME
 
 
@@ -83,14 +83,16 @@ class PixNerdClassLabel(io.ComfyNode):
                     tooltip='Number of the class, from 0, or its name. With several lines, the pictures of a batch '
                     'take them in turn.',
                 ),
-                io.String.Input(
-                    'class_names',
-                    default='',
-                    multiline=True,
-                    optional=True,
-                    tooltip='Names of the classes, one a line in order, where the model file has none. Several names '
-                    "of one class are separated by commas. For 1000 classes without names, ImageNet's are known.",
-                    extra_dict=ADVANCED,
+                advanced(
+                    io.String.Input(
+                        'class_names',
+                        default='',
+                        multiline=True,
+                        optional=True,
+                        tooltip='Names of the classes, one a line in order, where the model file has none. Several '
+                        "names of one class are separated by commas. For 1000 classes without names, ImageNet's are "
+                        'known.',
+                    )
                 ),
             ],
             outputs=[

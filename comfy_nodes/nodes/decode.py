@@ -12,7 +12,7 @@ from pixnerd_plugin.functional.blending import BLEND
 
 from ..field import decode, field_of, to_image
 from ..guards import check_batch_index, check_region
-from ..schema import ADVANCED, search_aliases
+from ..schema import advanced, search_aliases
 from .size import MAX_SIDE
 
 
@@ -49,26 +49,27 @@ class PixNerdDecode(io.ComfyNode):
                     tooltip='Share of the noise that is new in every pixel of a larger picture: more gives it texture, '
                     '0 keeps it smooth.',
                 ),
-                io.Int.Input(
-                    'grain_seed', default=0, min=0, max=2**32 - 1, tooltip='Seed of the grain.', extra_dict=ADVANCED
+                advanced(io.Int.Input('grain_seed', default=0, min=0, max=2**32 - 1, tooltip='Seed of the grain.')),
+                advanced(
+                    io.Int.Input(
+                        'field_chunk',
+                        default=0,
+                        min=0,
+                        max=2**24,
+                        step=1024,
+                        tooltip='Most pixels rendered at once. Less takes less memory and more time; 0 chooses for '
+                        'you.',
+                    )
                 ),
-                io.Int.Input(
-                    'field_chunk',
-                    default=0,
-                    min=0,
-                    max=2**24,
-                    step=1024,
-                    tooltip='Most pixels rendered at once. Less takes less memory and more time; 0 chooses for you.',
-                    extra_dict=ADVANCED,
-                ),
-                io.Int.Input(
-                    'batch_index',
-                    default=-1,
-                    min=-1,
-                    max=4095,
-                    optional=True,
-                    tooltip='Which picture of the batch, counted from 0; -1: all of them.',
-                    extra_dict=ADVANCED,
+                advanced(
+                    io.Int.Input(
+                        'batch_index',
+                        default=-1,
+                        min=-1,
+                        max=4095,
+                        optional=True,
+                        tooltip='Which picture of the batch, counted from 0; -1: all of them.',
+                    )
                 ),
                 io.Float.Input(
                     'blend',

@@ -16,7 +16,7 @@ from pixnerd_plugin.checkpoints.layouts.names import find_prefix
 
 from ..guards import check_safetensors
 from ..model import require_pixnerd
-from ..schema import ADVANCED, search_aliases
+from ..schema import advanced, search_aliases
 from ..text_encoder import load_text_encoder
 from ..weights import METADATA_TENSOR, add_header_metadata, metadata_tensor
 
@@ -42,13 +42,14 @@ class PixNerdModelLoader(io.ComfyNode):
                     tooltip='A PixNerd file in models/diffusion_models, as it was downloaded or trained: .safetensors, '
                     '.ckpt or .pth. Of averaged and raw weights, the averaged ones are loaded.',
                 ),
-                io.Combo.Input(
-                    'weight_dtype',
-                    options=WEIGHT_DTYPES,
-                    default='default',
-                    tooltip='How the weights are kept in memory. default keeps the quality of the file; the fp8 types '
-                    'nearly halve its memory at some loss.',
-                    extra_dict=ADVANCED,
+                advanced(
+                    io.Combo.Input(
+                        'weight_dtype',
+                        options=WEIGHT_DTYPES,
+                        default='default',
+                        tooltip='How the weights are kept in memory. default keeps the quality of the file; the fp8 '
+                        'types nearly halve its memory at some loss.',
+                    )
                 ),
             ],
             outputs=[
@@ -85,12 +86,13 @@ class PixNerdTextEncoderLoader(io.ComfyNode):
                     options=folder_paths.get_filename_list('text_encoders'),
                     tooltip='Qwen3-1.7B as one .safetensors file in models/text_encoders.',
                 ),
-                io.Combo.Input(
-                    'device',
-                    options=['default', 'cpu'],
-                    default='default',
-                    tooltip='cpu keeps the text encoder off the graphics card.',
-                    extra_dict=ADVANCED,
+                advanced(
+                    io.Combo.Input(
+                        'device',
+                        options=['default', 'cpu'],
+                        default='default',
+                        tooltip='cpu keeps the text encoder off the graphics card.',
+                    )
                 ),
             ],
             outputs=[io.Clip.Output(display_name='CLIP', tooltip='For PixNerd Text Encode or CLIP Text Encode.')],

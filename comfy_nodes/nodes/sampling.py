@@ -22,7 +22,7 @@ from ..guards import check_shift
 from ..model import require_pixnerd, with_options
 from ..network import OPTIONS
 from ..padding import grid_of, pad, padded_size
-from ..schema import ADVANCED, search_aliases
+from ..schema import advanced, search_aliases
 from ..settings import Settings, resolve
 from ..solver import INTERVAL, interval_wrapper, model_shift, published_sigmas, sample_adams
 
@@ -41,27 +41,30 @@ def _steps(own: bool = False) -> io.Int.Input:
 
 
 def _order(own: bool = False) -> io.Int.Input:
-    return io.Int.Input(
-        'order',
-        default=0 if own else 2,
-        min=0 if own else 1,
-        max=4,
-        tooltip='How many of the last steps the solver looks at: 1 is Euler, 2 the published setting for text.'
-        + (' 0: that of the model.' if own else ''),
-        extra_dict=ADVANCED if own else None,
+    return advanced(
+        io.Int.Input(
+            'order',
+            default=0 if own else 2,
+            min=0 if own else 1,
+            max=4,
+            tooltip='How many of the last steps the solver looks at: 1 is Euler, 2 the published setting for text.'
+            + (' 0: that of the model.' if own else ''),
+        ),
+        own,
     )
 
 
 def _shift() -> io.Float.Input:
-    return io.Float.Input(
-        'shift',
-        default=0.0,
-        min=0.0,
-        max=100.0,
-        step=0.1,
-        tooltip='Above 1, more of the steps go to the noisy part. 0 takes that of the model (3 for text, 1 for '
-        'classes) or of a shift node before it.',
-        extra_dict=ADVANCED,
+    return advanced(
+        io.Float.Input(
+            'shift',
+            default=0.0,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            tooltip='Above 1, more of the steps go to the noisy part. 0 takes that of the model (3 for text, 1 for '
+            'classes) or of a shift node before it.',
+        )
     )
 
 
@@ -77,8 +80,8 @@ def _denoise() -> io.Float.Input:
 
 
 def _interval(own: bool = False) -> list[io.Float.Input]:
-    common: dict[str, Any] = dict(min=0.0, max=1.0, step=0.01, extra_dict=ADVANCED if own else None)
-    return [
+    common: dict[str, Any] = dict(min=0.0, max=1.0, step=0.01)
+    widgets = [
         io.Float.Input(
             'guidance_start',
             default=0.0,
@@ -94,6 +97,7 @@ def _interval(own: bool = False) -> list[io.Float.Input]:
             + (" 0: guidance_start and guidance_end are the model's." if own else ''),
         ),
     ]
+    return [advanced(widget, own) for widget in widgets]
 
 
 def _guided_inside(model: Any, start: float, end: float) -> Any:

@@ -9,7 +9,7 @@ import torch
 from comfy_api.latest import io
 
 from ..model import require_pixnerd, with_options
-from ..schema import ADVANCED, search_aliases
+from ..schema import advanced, search_aliases
 
 FIXED, NATIVE = 'fixed tokens', 'native'
 MAX_SIDE = 16384
@@ -85,15 +85,16 @@ class PixNerdResolution(io.ComfyNode):
                     step=8,
                     tooltip='Side of the pictures the model was trained on, in pixels; used by fixed tokens.',
                 ),
-                io.Int.Input(
-                    'field_chunk',
-                    default=0,
-                    min=0,
-                    max=2**24,
-                    step=1024,
-                    extra_dict=ADVANCED,
-                    tooltip='Most pixels the neural field draws at once. Less takes less memory and more time; 0 '
-                    'chooses for you.',
+                advanced(
+                    io.Int.Input(
+                        'field_chunk',
+                        default=0,
+                        min=0,
+                        max=2**24,
+                        step=1024,
+                        tooltip='Most pixels the neural field draws at once. Less takes less memory and more time; 0 '
+                        'chooses for you.',
+                    )
                 ),
             ],
             outputs=[io.Model.Output(display_name='MODEL', tooltip='The model with this setting.')],

@@ -50,6 +50,7 @@ class Part:
     def __init__(self, id=None, **fields):
         self.id = id
         self.fields = fields
+        self.extra_dict = {}
 
 
 class Kind:

@@ -44,6 +44,12 @@ def test_the_inputs_are_the_arguments(schema):
     assert [part.id for part in schema.inputs] == list(arguments)
 
 
+def test_what_is_seldom_set_is_folded_away():
+    folded = {f'{schema.node_id}.{part.id}' for schema in SCHEMAS for part in schema.inputs if part.extra_dict}
+    assert folded >= {'PixNerdSampler.order', 'PixNerdSampler.guidance_end', 'PixNerdDecode.field_chunk'}
+    assert not folded & {'PixNerdSampler.steps', 'PixNerdSampler.cfg', 'PixNerdDecode.width', 'PixNerdDecode.blend'}
+
+
 @each_schema
 def test_defaults_are_in_range(schema):
     for part in schema.inputs:
