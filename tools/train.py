@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 an error, in one line; 75 asked to stop (SIGTERM), state s
 import argparse
 import os
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -69,14 +70,14 @@ def main(args: argparse.Namespace) -> int:
         config.load_from = None
         read_checkpoint(initial)  # a file that cannot be read ends the run here, before anything is built
 
-    if args.dry_run:
-        with scratch_folder(config):
-            dry_run(Runner.from_cfg(config))
-        tear_down_processes()
-        return 0
-    runner = Runner.from_cfg(config)
-    if initial:
-        load_initial_weights(runner.model, initial)
+    with scratch_folder(config) if args.dry_run else nullcontext():
+        runner = Runner.from_cfg(config)
+        if initial:
+            load_initial_weights(runner.model, initial)
+        if args.dry_run:
+            dry_run(runner)
+            tear_down_processes()
+            return 0
     # mmengine would read the whole checkpoint, some 20 bytes a parameter, into the GPU's memory beside the model.
     runner.resume = partial(runner.resume, map_location='cpu')
     runner.train()
