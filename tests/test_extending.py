@@ -44,11 +44,13 @@ def test_parts_of_a_users_own(tmp_path):
 
     script = block('python', 2).replace('work_dirs/my_config/iter_1600.pth', str(work_dir / 'iter_2.pth'))
     script = script.replace('lying.png', str(tmp_path / 'lying.png'))
-    run = run_tool(sys.executable, '-c', script, PYTHONPATH=paths)
+    (tmp_path / 'draw.py').write_text(script)
+    run = run_tool(sys.executable, tmp_path / 'draw.py', PYTHONPATH=paths)
     assert run.returncode == 0, run.stderr
     with Image.open(tmp_path / 'lying.png') as image:
         assert image.size == (32, 32)
-    run = run_tool(sys.executable, '-c', script.replace('import my_parts', ''))
+    (tmp_path / 'draw.py').write_text(script.replace('import my_parts', ''))
+    run = run_tool(sys.executable, tmp_path / 'draw.py')
     assert "'GatedHead'" in run.stderr
     assert 'import the module that registers it first' in run.stderr
 
