@@ -76,7 +76,9 @@ def wait(running: list[Pytest], seconds: float) -> bool:
 
 def main(arguments: list[str]) -> int:
     start = time.monotonic()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # SIGINT as well: it is ignored, here and by what is started here, where a shell has put this in the background.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as folder:
         running = [Pytest(number, arguments, folder) for number in range(PROCESSES)]
         try:
