@@ -176,10 +176,13 @@ def test_a_classifier_of_ones_own_scores_accuracy(tmp_path):
     assert results['accuracy'] == pytest.approx(share)
     shuffled = TensorPictures('shuffled', test_images, test_labels.flip(0))
     assert measure(shuffled, known, extractor)['accuracy'] < 0.3
-    noise = TensorPictures('noise', torch.randint(0, 256, test_images.shape, dtype=torch.uint8))
+    drawn = torch.randint(0, 256, test_images.shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    noise = TensorPictures('noise', drawn)
     worse = measure(noise, known, extractor)
     assert worse['Frechet distance'] > 10 * results['Frechet distance']
-    assert worse['precision'] < 0.5 < results['precision']
+    # By the classifier's features, some noise lies among the digits; no digit lies among the noise.
+    assert worse['precision'] < 0.8 * results['precision']
+    assert worse['recall'] < 0.1 < 0.8 < results['recall']
 
     teacher = MODELS.build(dict(type='ClassifierTeacher', weights=tmp_path / 'net.safetensors', patch_size=4))
     tokens = teacher(test_images[:3].float() / 127.5 - 1)
