@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from mmengine.dist import get_world_size, is_main_process
 from mmengine.model import is_model_wrapper
 from torch import nn
 
+from pixnerd_plugin.memory import memory
 from pixnerd_plugin.models.flops import forward_flops, peak_flops
 
 _STEPS = 4
@@ -119,5 +119,6 @@ def _memory(model: nn.Module, wrapper: Any) -> str:
     parts = f'weights {weights / _GIB:.2f}, gradients {gradients / _GIB:.2f}, optimiser {state / _GIB:.2f}'
     if torch.cuda.is_available():
         return f'peak {torch.cuda.max_memory_allocated() / _GIB:.2f} GiB on the GPU: {parts}, EMA, activations'
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return f'peak {peak / _GIB:.2f} GiB resident on the CPU: {parts}, EMA, activations, libraries'
+    counted = memory('VmHWM')
+    peak = f'peak {counted[0] / 1024:.2f} GiB resident' if counted else 'peak not known on this system'
+    return f'{peak} on the CPU: {parts}, EMA, activations, libraries'

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from mmengine.runner import Runner
-from torch.utils.flop_counter import FlopCounterMode
 
 from pixnerd_plugin.engine.config import load_config
 from pixnerd_plugin.engine.resume import find_checkpoint
 from pixnerd_plugin.formats.atomic import atomic_path
+from pixnerd_plugin.models.flops import training_flops
 from pixnerd_plugin.registry import MODELS
 
 from .classifier import ClassifierFeatures
@@ -110,11 +110,7 @@ def measure_variant(
 def training_gflops(config: Any) -> float:
     """GFLOPs of a forward and backward pass over one picture, attention included."""
     with torch.device('meta'):
-        net = MODELS.build(config.model.backbone)
-        x = torch.empty(2, net.in_channels, *picture_size(config))
-        with FlopCounterMode(display=False) as counter:
-            net(x, torch.empty(2), torch.zeros(2, dtype=torch.long)).sum().backward()
-    return counter.get_total_flops() / len(x) / 1e9
+        return training_flops(MODELS.build(config.model.backbone), picture_size(config)) / 1e9
 
 
 @torch.no_grad()

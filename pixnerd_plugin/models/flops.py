@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -45,6 +46,16 @@ def forward_flops(net: Any, size: int | tuple[int, int]) -> int:
         net: the backbone.
         size: (height, width) in pixels, or one number for both.
     """
+    with torch.no_grad():
+        return _count(net, size, _velocity)
+
+
+def training_flops(net: Any, size: int | tuple[int, int]) -> int:
+    """FLOPs of one forward and backward pass on one picture; see :func:`forward_flops`."""
+    return _count(net, size, lambda *inputs: _velocity(*inputs).sum().backward())
+
+
+def _count(net: Any, size: int | tuple[int, int], run: Callable[..., Any]) -> int:
     height, width = (size, size) if isinstance(size, int) else size
     x = torch.empty(1, net.in_channels, height, width, device='meta')
     if net.text_dim is None:
@@ -53,20 +64,26 @@ def forward_flops(net: Any, size: int | tuple[int, int]) -> int:
         cond = torch.empty(1, net.text_length, net.text_dim, device='meta')
     # In float32, whatever the network's dtype: the operations are the same.
     state = {f'net.{name}': torch.empty_like(t, device='meta', dtype=None) for name, t in net.state_dict().items()}
-    state = {name: t.float() if t.is_floating_point() else t for name, t in state.items()}
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        functional_call(_Uncompiled(net), state, (x, torch.empty(1, device='meta'), cond))
+    state = {name: t.float().requires_grad_() if t.is_floating_point() else t for name, t in state.items()}
+    with FlopCounterMode(display=False) as counter:
+        functional_call(_Call(net, run), state, (x, torch.empty(1, device='meta'), cond))
     return counter.get_total_flops()
 
 
-class _Uncompiled(nn.Module):
-    """A network without its ``compile()``, which would compile just to count one picture."""
+def _velocity(net: Any, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+    """The velocity of ``x`` without the network's ``compile()``, which would compile just to count one picture."""
+    kind = type(net)
+    s, _ = kind.encode(net, x, t, cond)
+    return kind.decode(net, s, x, net.grid_of(x))
 
-    def __init__(self, net: Any):
+
+class _Call(nn.Module):
+    """``run(net, *inputs)`` as a module, which :func:`functional_call` wants."""
+
+    def __init__(self, net: Any, run: Callable[..., Any]):
         super().__init__()
         self.net = net
+        self.run = run
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        kind = type(self.net)
-        s, _ = kind.encode(self.net, x, t, cond)
-        return kind.decode(self.net, s, x, self.net.grid_of(x))
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.run(self.net, *inputs)

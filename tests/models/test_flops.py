@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pixnerd_plugin.models.flops import forward_flops, peak_flops
+from pixnerd_plugin.models.flops import forward_flops, peak_flops, training_flops
 from pixnerd_plugin.registry import MODELS
 
 
@@ -27,8 +27,16 @@ def test_the_network_is_left_as_it_was_and_text_networks_count_too():
 def test_a_compiled_network_is_not_compiled_for_counting(monkeypatch):
     net = network(num_classes=10)
     plain = forward_flops(net, 32)
-    net._compiled_call_impl = lambda *_: pytest.fail('the compiled network was called')
+    monkeypatch.setattr(torch, 'compile', lambda *_: lambda *_: pytest.fail('the compiled network was called'))
+    net.compile()
     assert forward_flops(net, 32) == plain
+
+
+def test_training_costs_three_times_the_forward_pass():
+    # Two products for each one of the forward pass, but for the gradient of the picture, which nobody needs.
+    net = network(num_classes=10)
+    embed = 2 * 16 * (3 * 8 * 8) * 64
+    assert training_flops(net, 32) == pytest.approx(3 * forward_flops(net, 32) - embed, rel=0.05)
 
 
 def test_peaks_are_found_by_name():
