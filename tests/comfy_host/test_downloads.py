@@ -9,7 +9,16 @@ from safetensors.torch import load_file, save_file
 # Before the host, whose checkout has a package of the same name.
 from tests.checkpoints.files import save_lightning, save_mmengine
 
-from .host import CLASS_NAMES, build_net, import_host, require_host, save_net, text_encoder_tensors
+from .host import (
+    CLASS_NAMES,
+    build_net,
+    class_conditioning,
+    import_host,
+    randomize,
+    require_host,
+    save_net,
+    text_encoder_tensors,
+)
 
 require_host()
 import_host()
@@ -60,6 +69,17 @@ def test_every_layout_draws_the_picture(load, tmp_path, net, conds, name):
     assert error(sample(model, conds)['samples'], reference(net, conds)) <= 1e-4
     image = torch.rand(1, 32, 48, 3)
     torch.testing.assert_close(vae.decode(vae.encode(image)).cpu(), image, atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize('name', FILES[:4])
+def test_so_does_deco(load, tmp_path, name):
+    head = dict(type='DeCoHead', width=8, depth=1)
+    net = randomize(PixNerdDiT(dim=48, depth=2, num_heads=4, num_classes=5, head=head), seed=4).eval()
+    conds = (torch.tensor([3]), torch.tensor([5])), [class_conditioning(label) for label in (3, 5)]
+    model, _ = load(written(net, tmp_path / name).name)
+    assert error(sample(model, conds)['samples'], reference(net, conds)) <= 1e-4
+    with pytest.raises(ValueError, match='only a neural field can be recorded, and this model has a DeCoHead'):
+        sample(model, conds, record_field=True)
 
 
 def test_a_training_checkpoint_brings_its_class_names(load, tmp_path):
