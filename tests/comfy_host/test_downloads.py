@@ -1,6 +1,7 @@
 """A file as it was downloaded, trained or saved, in the loaders that a user has."""
 
 import logging
+import pickle
 
 import pytest
 import torch
@@ -97,14 +98,25 @@ def test_what_is_no_checkpoint_is_said_in_one_line(load, tmp_path, content):
     assert str(tmp_path) not in str(caught.value)
 
 
-def test_code_in_a_checkpoint_is_never_run(load, tmp_path):
-    torch.save({'state_dict': {}, 'hook': shout}, tmp_path / 'a.ckpt')
-    with pytest.raises(ValueError, match='nothing but tensors'):
-        load('a.ckpt')
+class Shout:
+    """An object whose pickle calls a function."""
+
+    def __reduce__(self):
+        return shout, ()
 
 
 def shout():
     raise AssertionError('it was run')
+
+
+def test_code_in_a_checkpoint_is_never_run(load, tmp_path, net, conds):
+    path = written(net, tmp_path / 'run.ckpt')
+    content = torch.load(path, weights_only=True)
+    torch.save({**content, 'hook': Shout()}, tmp_path / 'a.ckpt')
+    with pytest.raises(AssertionError, match='it was run'):
+        pickle.loads(pickle.dumps(Shout()))
+    model, _ = load('a.ckpt')
+    assert error(sample(model, conds)['samples'], reference(net, conds)) <= 1e-4
 
 
 def test_imagenet_s_names_are_known(load, tmp_path):
