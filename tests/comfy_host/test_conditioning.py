@@ -13,7 +13,7 @@ import nodes  # noqa: E402
 from comfy_nodes.nodes import PixNerdClassLabel, PixNerdDecode, PixNerdResolution  # noqa: E402
 from pixnerd_plugin.sampling import AdamsFlowSampler  # noqa: E402
 
-from .native import empty, error, noise, sample  # noqa: E402
+from .native import empty, error, lora, noise, sample  # noqa: E402
 
 
 @pytest.fixture(scope='module')
@@ -121,6 +121,20 @@ class TestAreas:
             result = sample(model, (None, (positive, conds[1][1])))['samples']
             assert result.isfinite().all()
             assert error(result, plain) > 1e-3
+
+
+def test_a_hooked_lora_is_that_of_the_loader(model, net, conds):
+    import comfy.hooks
+    import comfy.sd
+
+    hooks = comfy.hooks.create_hook_lora(lora(net), 1.0, 0.0)
+    hooked = [comfy.hooks.set_hooks_for_conditioning(cond, hooks) for cond in conds[1]]
+    plain = sample(model, conds)['samples']
+    loaded, _ = comfy.sd.load_lora_for_models(model, None, lora(net), 1.0, 0)
+    expected = sample(loaded, conds)['samples']
+    assert error(expected, plain) > 1e-2
+    assert error(sample(model, (None, hooked))['samples'], expected) <= 1e-4
+    assert torch.equal(sample(model, conds)['samples'], plain)
 
 
 class TestField:
