@@ -317,7 +317,11 @@ def npy_format(folder: Path) -> Format:
 
 
 def text_format(name: str, tree: Any, load: Callable[[Path], Any]) -> Callable[[Path], Format]:
-    return lambda folder: Format(name, tree, lambda tree: raw(encode(tree)), load)
+    def build(tree: Any) -> bytes:
+        lines = tree if name.endswith('.jsonl') and isinstance(tree, list) else [tree]
+        return b'\n'.join(raw(encode(line)) for line in lines)
+
+    return lambda folder: Format(name, tree, build, load)
 
 
 @functools.cache
@@ -350,7 +354,11 @@ FORMATS = [
     text_format(
         'prompts.jsonl', dict(prompt='a', tag='b', include=[dict(count=1)]), text_benchmarks.read_geneval_prompts
     ),
-    text_format('results.jsonl', dict(tag='counting', correct=True), text_benchmarks.read_geneval_scores),
+    text_format(
+        'results.jsonl',
+        [dict(tag=task, correct=True) for task in text_benchmarks.GENEVAL_TASKS],
+        text_benchmarks.read_geneval_scores,
+    ),
     text_format('a.json', dict(caption=['a', 'b'], more=1), load_captions),
     text_format('names.json', ['a', 'b', 'c'], load_names),
 ]
@@ -389,8 +397,7 @@ def test_mutations_end_in_a_load_or_in_one_line(tmp_path, make):
         Image.new('RGB', (8, 8)).save(folder / 'a.png')
     path = folder / kind.name
     path.write_bytes(kind.build(kind.tree))
-    if kind.name != 'results.jsonl':  # which lacks tasks
-        kind.load(path)
+    kind.load(path)
     outcome = limited(lambda: attack(kind, path, ROUNDS), 0, seconds=10 * SECONDS + ROUNDS)
     assert not outcome.signal, f'died of signal {outcome.signal}'
     assert outcome.value, f'{outcome.error}: {outcome.message}'

@@ -59,7 +59,7 @@ def read_captions(source: Path, index: str | None, caption_key: str) -> Iterator
             yield from pictures.captions(number)
         print(f'{source}: {pictures.num_uncaptioned} of {len(pictures)} pictures without a caption')
     else:
-        yield from read_lines(source, 'prompts, one a line')
+        yield from read_lines(source, 'prompts, one a line', limit=2**28)
 
 
 def default_device() -> str:

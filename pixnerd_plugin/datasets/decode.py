@@ -22,6 +22,9 @@ FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'TIFF', 'WEBP')
 # The size of the largest image that Pillow decodes by default, at 3 bytes a pixel.
 MAX_PICTURE_BYTES = 2**28
 
+# Each scan of a progressive JPEG goes over all pixels, and takes only 100 bytes. Encoders write about 10.
+MAX_SCANS = 16
+
 # Exceptions that Pillow's decoders were seen to raise on damaged files.
 _DECODE_ERRORS = (
     OSError,
@@ -44,13 +47,14 @@ def decode_picture(source: str | os.PathLike[str] | bytes, exif_orientation: boo
 
     Raises:
         DamagedPicture: if it cannot be decoded, has none of `FORMATS`, is larger than `MAX_PICTURE_BYTES`, or has more
-            pixels than Pillow's ``Image.MAX_IMAGE_PIXELS``.
+            pixels than Pillow's ``Image.MAX_IMAGE_PIXELS``, or as many in `MAX_SCANS` scans.
     """
     try:
         with _opened(source) as file, warnings.catch_warnings():
             warnings.simplefilter('error', Image.DecompressionBombWarning)
             # An open file instead of its path, which Pillow would map: if it is then truncated, the process dies.
             with Image.open(file, formats=_formats()) as picture:
+                _check_scans(file, picture)
                 picture.load()
                 if exif_orientation:
                     ImageOps.exif_transpose(picture, in_place=True)
@@ -71,6 +75,21 @@ def to_rgb(picture: Image.Image) -> Image.Image:
         picture = picture.convert('RGBA')
         picture = Image.alpha_composite(Image.new('RGBA', picture.size, 'white'), picture)
     return picture if picture.mode == 'RGB' else picture.convert('RGB')
+
+
+def _check_scans(file: IO[bytes], picture: Image.Image) -> None:
+    if picture.format not in ('JPEG', 'MPO') or not Image.MAX_IMAGE_PIXELS:
+        return
+    position = file.tell()
+    file.seek(0)
+    scans, last = 0, b''
+    while chunk := file.read(2**20):
+        # In the data of a scan, 0xff is never followed by this.
+        scans += (last + chunk).count(b'\xff\xda')
+        last = chunk[-1:]
+    file.seek(position)
+    if scans * picture.width * picture.height > MAX_SCANS * Image.MAX_IMAGE_PIXELS:
+        raise DamagedPicture(f'{picture.width}x{picture.height} pixels in {scans} scans, which would take minutes')
 
 
 @cache

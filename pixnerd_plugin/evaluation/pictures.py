@@ -63,6 +63,8 @@ class FolderPictures(Pictures):
             raise ValueError(f'ADM crops squares, and the pictures to compare with are {crop[0]}x{crop[1]}')
         self.crop = crop
         self.size = crop or self._read(self.paths[0]).shape[:2]
+        if max(self.size) > MAX_SIDE:
+            raise ValueError(f'{self.paths[0]} is {self.size[0]}x{self.size[1]}, more than {MAX_SIDE} pixels on a side')
         classes = [Path(path).relative_to(root).parts[0] for path in self.paths]
         if all(Path(root, name).is_dir() for name in set(classes)):
             numbers = {name: number for number, name in enumerate(sorted(set(classes)))}

@@ -34,7 +34,7 @@ def read_text(path: str | os.PathLike[str], what: str, limit: int = MAX_TEXT) ->
         raise ValueError(f'{path}: byte {error.start} is not UTF-8; save the file as UTF-8') from None
 
 
-def read_lines(path: str | os.PathLike[str], what: str, limit: int = 2**28) -> list[str]:
+def read_lines(path: str | os.PathLike[str], what: str, limit: int = 2 * MAX_TEXT) -> list[str]:
     """The lines of a text file that are not blank, without the space around them.
 
     Raises:

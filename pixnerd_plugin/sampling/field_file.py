@@ -29,6 +29,9 @@ HELD_BYTES = 2**30
 # Numbers: a batch of 20 pictures of 2048x2048, and the patch vectors of as many of XXL/16 with guidance.
 MAX_NOISE, MAX_TOKENS = 2**28, 2**30
 
+# Features of a pixel's coordinates, and of all in a patch: 64 and 16384 in the published networks.
+MAX_FEATURES, MAX_TABLE = 2**12, 2**26
+
 _ANY = Rule('a part', lambda value: True)  # build_part checks it
 _RULES = dict(
     head=_ANY,
@@ -111,7 +114,8 @@ def _check(description: dict[str, Any], tensors: Tensors) -> tuple[nn.Module, An
     """The head, without its weights, and the sampler, once every tensor is known to fit them; none is read."""
     if 'noise' not in tensors:
         raise ValueError('it has no noise')
-    batch, channels = _check_noise(tensors['noise'], description['token_grid'])
+    noise = tensors['noise']
+    batch, channels = _check_noise(noise, description['token_grid'])
     sampler = build_part(description['sampler'], 'sampler')
     if not sampler.deterministic:
         raise ValueError('its sampler draws noise at every step, and no field can be recorded with it')
@@ -120,6 +124,7 @@ def _check(description: dict[str, Any], tensors: Tensors) -> tuple[nn.Module, An
     _check_tokens(tokens, sampler, (batch, rows * columns, description['dim']))
     shape = dict(dim=description['dim'], patch_size=description['patch_size'], in_channels=channels)
     head = _build_head(description['head'], shape)
+    _check_features(head, (noise.shape[2] // rows) * (noise.shape[3] // columns))
     _check_weights(head, {name: tensor for name, tensor in tensors.items() if name.startswith('head.')})
     if foreign := [name for name in tensors if name != 'noise' and not name.startswith(('tokens.', 'head.'))]:
         raise ValueError(f'it has a tensor {foreign[0][:60]!r}, which no field has')
@@ -163,6 +168,13 @@ def _build_head(description: Any, shape: dict[str, int]) -> nn.Module:
     if not hasattr(head, 'alignment'):
         raise ValueError(f'its head is a {type(head).__name__}, and only a neural field can be decoded anywhere')
     return head
+
+
+def _check_features(head: nn.Module, pixels: int) -> None:
+    """Bound the coordinates' features of a patch, which a small file can ask for many of."""
+    features = getattr(getattr(head, 'coord_embed', None), 'in_features', 0)
+    if features > MAX_FEATURES or features * pixels > MAX_TABLE:
+        raise ValueError(f'its head has {features} features of each of the {pixels} pixels of a patch')
 
 
 def _check_weights(head: nn.Module, weights: Tensors) -> None:

@@ -137,6 +137,12 @@ def test_a_picture_beyond_pillows_limit_is_named(tmp_path, pixels, recwarn):
     assert not list(recwarn)
 
 
+def test_pictures_too_large_for_a_batch_are_named(tmp_path):
+    (tmp_path / 'a').mkdir()
+    Image.new('1', (9000, 8)).save(tmp_path / 'a/0.png')
+    assert '0.png is 8x9000, more than 4096 pixels on a side' in refusal(lambda: read(tmp_path))
+
+
 def test_pictures_of_formats_that_run_programs_are_refused(tmp_path):
     (tmp_path / 'a').mkdir()
     # Pillow would hand it to Ghostscript, whatever its name.

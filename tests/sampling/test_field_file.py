@@ -207,3 +207,14 @@ def test_loading_takes_little_more_memory_than_the_file(net, tmp_path):
     assert size > 50e6
     outcome = limited(lambda: FieldTrajectory.load(path).noise.shape[2], size, extra=40 * 10**6)
     assert outcome.value == 2048, outcome
+
+
+def test_features_that_only_decoding_would_pay_for_are_refused(net, tmp_path):
+    """64 KB of weights asked for 400 MB of features at the sampled size, and for any number at a larger one."""
+
+    def many(description, tensors):
+        description['head'].update(num_frequencies=1000, coordinates='dct', width=1)
+        tensors['head.coord_embed.weight'] = torch.zeros(1, 10**6)
+
+    path = rewritten(net, tmp_path / 'field.safetensors', many)
+    assert 'its head has 1000000 features of each of the 16 pixels' in refusal(lambda: FieldTrajectory.load(path))
