@@ -118,11 +118,12 @@ def measure_memory(most: int) -> None:
     print('     pairs   index MiB   start s   private MiB   file-backed MiB')
     with tempfile.TemporaryDirectory() as root:
         for number in range(SHARDS):
-            Path(root, f'{number}.tar').touch()
+            Path(root, f'{number}.tar').write_bytes(b'\0')
         for count in sorted({SHARDS, most // 100, most // 10, most}):
             pairs = np.zeros(count // SHARDS, PAIR)
+            pairs['image_size'] = 1
             index = f'{root}/{count}'
-            write_shard_index(index, ((Shard(f'{i}.tar', 0, len(pairs)), pairs) for i in range(SHARDS)))
+            write_shard_index(index, ((Shard(f'{i}.tar', 1, len(pairs)), pairs) for i in range(SHARDS)))
             with multiprocessing.get_context('spawn').Pool(1) as pool:
                 seconds, private, backed = pool.apply(open_and_look_up, (root, count))
             size = os.path.getsize(index) / 2**20

@@ -33,7 +33,6 @@ RUN = 'run.json'
 
 # GenEval's own file has 70 KB and its results 1 MB; a prompt of DPG-Bench has 1 KB.
 MAX_FILE, MAX_PROMPT = 2**22, 2**16
-MAX_LINE = 2**20
 
 
 def _is_name(name: Any) -> bool:
