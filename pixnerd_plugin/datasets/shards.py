@@ -13,10 +13,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterable
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,9 +59,10 @@ _MAX_FOOTER, _FOOTER_SHARE = 2**22, 32
 
 def _is_inside(name: Any) -> bool:
     """Whether a name from an index stays inside the shards' folder, on every system."""
-    if type(name) is not str or not 0 < len(name) <= 4096 or '\0' in name or name.startswith('/'):
+    if type(name) is not str or not 0 < len(name) <= 4096 or '\0' in name:
         return False
-    return not PureWindowsPath(name).anchor and '..' not in name.replace('\\', '/').split('/')
+    name = name.replace('\\', '/')
+    return not re.match('/|[A-Za-z]:', name) and '..' not in name.split('/')
 
 
 _SHARD = dict(

@@ -136,9 +136,12 @@ def _pax_records(content: bytes) -> dict[bytes, bytes]:
 
 def _find_header(file: int, start: int, stop: int) -> tuple[int, bool]:
     """The first valid header from ``start``, or ``stop``; and whether the bytes before it are all zero."""
-    is_zero = True
-    for position in range(start, stop, _CHUNK):
-        chunk = _read_at(file, position, min(_CHUNK, stop - position))
+    is_zero, position, size = True, start, 0
+    while position < stop:
+        position += size
+        # It is usually close by.
+        size = min(max(2 * size, 8 * BLOCK), _CHUNK, stop - position)
+        chunk = _read_at(file, position, size)
         if chunk.count(0) == len(chunk):
             continue
         for offset in range(0, len(chunk), BLOCK):

@@ -13,6 +13,7 @@ import numpy as np
 
 from pixnerd_plugin.formats.atomic import atomic_path, remove_leftovers
 from pixnerd_plugin.formats.parts import PLAIN
+from pixnerd_plugin.formats.plain_file import require_file
 from pixnerd_plugin.formats.schema import Rule, shown
 from pixnerd_plugin.formats.text_file import parse_table, read_text
 
@@ -143,6 +144,7 @@ class SampleStore:
 
     def _part(self, first: int, stop: int, path: Path) -> np.ndarray:
         """The pictures of a part, ``(stop - first, H, W, 3)``."""
+        require_file(path, 'part of samples')
         with open(path, 'rb') as file:
             try:
                 header = read_header(file)

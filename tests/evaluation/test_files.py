@@ -263,6 +263,9 @@ def test_parts_of_samples_are_checked(tmp_path):
         store.claim()
         (store.parts / '00000000_00000005.npy').write_bytes(content)
         assert 'delete it and run again' in refusal(store.finish)
+    store.parts.joinpath('00000000_00000005.npy').unlink()
+    os.mkfifo(store.parts / '00000000_00000005.npy')
+    assert 'not a plain file' in refusal(store.finish)
 
 
 def test_only_what_a_run_may_have_drawn_is_removed(tmp_path):
