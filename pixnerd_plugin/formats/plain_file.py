@@ -44,7 +44,7 @@ def read_json(path: Path, limit: int = 2 * 2**20) -> Any:
     try:
         return parse_json(content)
     except ValueError as error:
-        raise ValueError(f'{path}: {error}') from None
+        raise ValueError(f'{path} is {error}') from None
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,11 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from pixnerd_plugin.formats.plain_file import read_json
+from pixnerd_plugin.formats.safetensors_index import SUFFIX as INDEX
+from pixnerd_plugin.formats.safetensors_index import shards_of
+from pixnerd_plugin.formats.schema import shown
 
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
 
@@ -78,14 +82,14 @@ def find_pretrained(model: str | Path, model_types: tuple[str, ...], example: st
     folder = Path(model).expanduser()
     if not folder.is_dir():
         folder = _find_in_cache(str(model), example)
-    if not (folder / 'config.json').is_file():
+    if not (folder / 'config.json').exists():
         raise FileNotFoundError(f'{folder} has no config.json: give a folder in transformers layout, such as {example}')
-    try:
-        found = json.loads((folder / 'config.json').read_text(encoding='utf-8')).get('model_type')
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f'{folder / "config.json"} is not a transformers configuration: {error}') from None
+    config = read_json(folder / 'config.json')
+    found = config.get('model_type') if type(config) is dict else None
     if found not in model_types:
-        raise ValueError(f'{folder} holds a {found!r} model, not {" or ".join(model_types)}; use one such as {example}')
+        raise ValueError(
+            f'{folder} holds a {shown(found)} model, not {" or ".join(model_types)}; use one such as {example}'
+        )
     _require_weights(folder)
     return folder
 
@@ -127,11 +131,8 @@ def _find_in_cache(model: str, example: str) -> Path:
 
 
 def _require_weights(folder: Path) -> None:
-    index = folder / 'model.safetensors.index.json'
-    if index.is_file():
-        needed = sorted(set(json.loads(index.read_text(encoding='utf-8'))['weight_map'].values()))
-    else:
-        needed = ['model.safetensors']
+    index = folder / f'model{INDEX}'
+    needed = [path.name for path in shards_of(index)] if index.is_file() else ['model.safetensors']
     absent = [name for name in needed if not (folder / name).is_file()]
     if absent:
         raise FileNotFoundError(f'{folder} lacks {", ".join(absent)}; weights are read from safetensors files only')

@@ -7,7 +7,6 @@ made of a wrong type, out of range, absent, huge, nested, or there twice. As a p
 """
 
 import argparse
-import copy
 import json
 import os
 import random
@@ -19,6 +18,7 @@ import zipfile
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,17 +81,29 @@ OBJECTS = (
 )
 
 
+_CONSTANT = {id(value) for value in PLAIN + OBJECTS}
+
+
 def places(tree: Tree, at: Place = ()) -> Iterator[Place]:
-    """Every place of a tree of dicts and lists."""
+    """Every place of a tree of dicts and lists, but none within what was put there."""
+    if id(tree) in _CONSTANT:
+        return
     items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
     for name, value in items:
         yield (*at, name)
         yield from places(value, (*at, name))
 
 
+def copied(tree: Tree) -> Tree:
+    """A copy of the dicts and lists, of the same tensors."""
+    if isinstance(tree, dict):
+        return {name: copied(value) for name, value in tree.items()}
+    return [copied(value) for value in tree] if isinstance(tree, list) else tree
+
+
 def mutate(tree: Tree, rng: random.Random, values: tuple) -> Tree:
     """A copy with one or a few values changed, absent, nested, added or under another's name."""
-    tree = copy.deepcopy(tree)
+    tree = copied(tree)
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
         known = list(places(tree))
         if not known:
@@ -114,7 +126,7 @@ def mutate(tree: Tree, rng: random.Random, values: tuple) -> Tree:
         elif action == 'twice' and isinstance(parent, list):
             parent.append(parent[name])
         elif isinstance(parent, dict):
-            parent[rng.choice((*NAMES, *map(str, parent)))] = copy.deepcopy(parent[name])
+            parent[rng.choice((*NAMES, *map(str, parent)))] = parent[name]
     return tree
 
 
@@ -358,8 +370,8 @@ def mutate_pickle(content: bytes, rng: random.Random) -> bytes:
     return bytes(data)
 
 
-def run(count: int, seed: int, folder: Path) -> tuple[Counter, list[str]]:
-    """Read so many mutations, and count ``(format, outcome)``; the faults in words."""
+def run(count: int, seed: int, folder: Path, counts: Counter) -> list[str]:
+    """Read so many mutations, and add to ``counts`` by ``(format, outcome)``; the faults in words."""
     evil = folder / 'path/evilmod'
     evil.mkdir(parents=True)
     for name in ('__init__', 'registry'):
@@ -368,7 +380,6 @@ def run(count: int, seed: int, folder: Path) -> tuple[Counter, list[str]]:
     work = folder / 'work'
     work.mkdir()
     corpus, rng, process = Corpus(work), random.Random(seed), Limited()
-    counts: Counter = Counter()
     faults = []
     for number in range(count):
         kind = FORMATS[number % len(FORMATS)]
@@ -383,12 +394,11 @@ def run(count: int, seed: int, folder: Path) -> tuple[Counter, list[str]]:
         counts[kind, outcome] += 1
         if outcome == FAULT:
             faults.append(f'{kind} {number} of seed {seed}, {reader}: {text}')
-            kept = folder / f'fault-{number}'
-            shutil.copytree(work, kept)
+            print(faults[-1], file=sys.stderr, flush=True)
         for left in work.iterdir():
             shutil.rmtree(left) if left.is_dir() else left.unlink()
     process.close()
-    return counts, faults
+    return faults
 
 
 def main() -> None:
@@ -396,8 +406,10 @@ def main() -> None:
     parser.add_argument('--count', type=int, default=20000)
     parser.add_argument('--seed', type=int, default=0)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        counts, faults = run(arguments.count, arguments.seed, Path(name))
+    counts: Counter = Counter()
+    faults = ['interrupted']
+    with tempfile.TemporaryDirectory() as name, suppress(KeyboardInterrupt):
+        faults = run(arguments.count, arguments.seed, Path(name), counts)
     for kind in dict.fromkeys(FORMATS):
         print(f'{kind:16}', *(f'{outcome} {counts[kind, outcome]:6}' for outcome in ('loaded', 'refused', 'fault')))
     print(*faults, sep='\n')

@@ -65,6 +65,7 @@ def readers() -> dict:
     from pixnerd_plugin.checkpoints.metadata import parse_metadata_tensor
     from pixnerd_plugin.checkpoints.text_encoder import convert_text_encoder
     from pixnerd_plugin.formats.lazy import is_finite
+    from pixnerd_plugin.models.frozen import find_pretrained
 
     from .files import tiny_network
 
@@ -94,6 +95,7 @@ def readers() -> dict:
         lora=lambda path: apply_lora(tiny_network(), path, 0.5),
         convert_lora=lambda path: written(convert_lora, path, '.safetensors'),
         text_encoder=lambda path: written(convert_text_encoder, path, '.safetensors'),
+        pretrained=lambda path: find_pretrained(path, ('qwen3',), 'Qwen/Qwen3-1.7B'),
         metadata=lambda path: parse_metadata_tensor(torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)),
     )
 

@@ -275,7 +275,7 @@ def test_pipes_and_devices_as_settings(tmp_path, answers, name, kind):
         (folder / name).symlink_to('/dev/zero')
     else:
         (folder / name).write_text(' ' * 2**25 if kind == 'large' else '[' * 600 + ']' * 600)
-    for reader in ('text_encoder', 'inspect', 'lora', 'backbone'):
+    for reader in ('text_encoder', 'inspect', 'lora', 'backbone', 'pretrained'):
         # A pipe beside a PEFT file is as if it was not there.
         loads = ('lora', 'inspect') if name == 'adapter_config.json' and kind in ('pipe', 'device') else ()
         answers(folder, (reader,), loads)
