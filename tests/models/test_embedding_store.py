@@ -137,3 +137,8 @@ def test_a_shard_that_is_cut_short_while_it_is_held_does_no_harm(tmp_path):
 def test_pipes_are_not_waited_for(folder):
     os.mkfifo(folder / 'pipe.safetensors')
     assert 'not a plain file' in refusal(lambda: TextEmbeddingStore(folder))
+
+
+def test_embeddings_are_read_to_the_cpu_whatever_the_default_device(folder):
+    with torch.device('meta'):
+        assert TextEmbeddingStore(folder)['caption 1 0'].device.type == 'cpu'
