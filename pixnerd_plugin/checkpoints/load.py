@@ -115,6 +115,9 @@ def checkpoint_of(contents: Contents, label: str) -> Checkpoint:
     tensors = contents.merged(label)
     with naming(contents.path):
         architecture = find_architecture(shapes_of(tensors), contents.metadata.get('architecture'))
+        names, classes = contents.metadata.get('class_names'), architecture.get('num_classes')
+        if names is not None and classes is not None and len(names) != classes:
+            raise ValueError(f'its metadata names {len(names)} classes, and the network has {classes}')
     return Checkpoint(contents.path, tensors, architecture, contents.metadata)
 
 

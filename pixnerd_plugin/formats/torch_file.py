@@ -18,6 +18,7 @@ MAX_PICKLE = 16 * 2**20
 _DTYPES = (
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+    *(torch.uint16, torch.uint32, torch.uint64),
 )
 _BY_NAME = {str(dtype): dtype for dtype in _DTYPES}
 _STORAGES = {

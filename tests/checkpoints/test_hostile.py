@@ -410,3 +410,18 @@ def test_a_lora_is_not_believed_either(tmp_path):
     ):
         (tmp_path / 'adapter_config.json').write_text(text)
         assert 'adapter_config.json' in refusal(tmp_path, lambda path: apply_lora(net, path))
+
+
+def test_names_and_dtypes_that_no_network_has(tmp_path):
+    state = tiny_network().state_dict()
+    path = tmp_path / 'a.safetensors'
+    path.write_bytes(save({**state, **{f'{"x" * 900}{index}': torch.ones(1) for index in range(5)}}))
+    assert 'unexpected xxx' in refusal(path)
+    for name in ('x' * 1001, 'blocks.0\x1b[2J', 'blocks.0\n', 'a\u202e'):
+        path.write_bytes(save({**state, name: torch.ones(1)}))
+        assert 'printable characters' in refusal(path)
+    # Beside the network, anything that the format can say.
+    prefixed = {f'backbone.{name}': tensor for name, tensor in state.items()}
+    others = {f'other.{dtype}': torch.ones(2).to(dtype) for dtype in (torch.uint16, torch.uint64, torch.float8_e5m2)}
+    path.write_bytes(save({**prefixed, **others}))
+    assert same(load_backbone(path).state_dict(), state)

@@ -205,3 +205,12 @@ def test_a_sampler_that_is_not_registered_does_not_keep_the_network_from_loading
     save_file(net.state_dict(), path, {'pixnerd': json.dumps(metadata)})
     assert load_backbone(path).architecture() == net.architecture()
     assert read_checkpoint(path).metadata.keys() == {'architecture', 'resolution'}
+
+
+def test_names_of_classes_that_do_not_fit_the_network_are_refused(tmp_path):
+    net = tiny_network()
+    path = save(tmp_path / 'a.safetensors', net.state_dict(), class_names=['a', 'b'])
+    with pytest.raises(ValueError, match=r'a\.safetensors: its metadata names 2 classes, and the network has 3'):
+        load_backbone(path)
+    save(path, net.state_dict(), class_names=['a', 'b', 'c'])
+    assert read_checkpoint(path).metadata['class_names'] == ['a', 'b', 'c']

@@ -213,7 +213,8 @@ def describe_difference(expected: set[str], found: set[str]) -> str:
     """One line on what is missing and what is left over, or an empty string."""
 
     def some(names: set[str]) -> str:
-        shown = ', '.join(sorted(names)[:3])
+        # A name in a file may be of any length.
+        shown = ', '.join(name if len(name) <= 100 else f'{name[:97]}...' for name in sorted(names)[:3])
         return shown if len(names) <= 3 else f'{shown} and {len(names) - 3} more'
 
     missing, extra = expected - found, found - expected
