@@ -173,7 +173,8 @@ def test_inspect_knows_fields_text_encoders_and_adapters(tmp_path):
 
 def test_what_a_file_holds_does_not_reach_the_terminal_as_commands(tmp_path):
     state = tiny_network().state_dict()
-    path = save_mmengine(tmp_path / 'a.pth', state, state, {}, dict(variant='\x1b[2J\x07red', class_names=['\x1b]0;x', 'b', 'c']))
+    metadata = dict(variant='\x1b[2J\x07red', class_names=['\x1b]0;x', 'b', 'c'])
+    path = save_mmengine(tmp_path / 'a.pth', state, state, {}, metadata)
     content = torch.load(path, weights_only=True)
     content['\x1b[31m'] = content['\u202e'] = 1
     torch.save(content, path)
