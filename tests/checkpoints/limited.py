@@ -28,8 +28,8 @@ class Limited:
         """What ``reader`` made of a file: an outcome, and its line or traceback."""
         if self.process is None or self.process.poll() is not None:
             root = Path(__file__).parents[2]
-            path = os.pathsep.join((str(root), os.environ.get('PIXNERD_FUZZ_PATH', '')))
-            environment = dict(os.environ, PYTHONPATH=path, OMP_NUM_THREADS='1', TQDM_DISABLE='1')
+            packages = os.pathsep.join((str(root), os.environ.get('PIXNERD_FUZZ_PATH', '')))
+            environment = dict(os.environ, PYTHONPATH=packages, OMP_NUM_THREADS='1', TQDM_DISABLE='1')
             self.process = subprocess.Popen(
                 [sys.executable, '-m', 'tests.checkpoints.limited'],
                 stdin=subprocess.PIPE,
@@ -86,7 +86,12 @@ def readers() -> dict:
         finally:
             target.unlink(missing_ok=True)
 
+    def greedy(path: Path) -> int:
+        return len(bytes(2 * MEMORY))
+
     return dict(
+        greedy=greedy,
+        broken=lambda path: {}[str(path)],
         backbone=backbone,
         raw=lambda path: load_backbone(path, 'raw'),
         pipeline=load_pipeline,

@@ -16,7 +16,7 @@ from pixnerd_plugin.registry import MODELS
 
 from .archives import rewrite_pickle
 from .files import prefixed, save_lightning, tiny_network
-from .limited import LOADED, REFUSED, Limited
+from .limited import FAULT, LOADED, REFUSED, Limited
 
 ALL = ('backbone', 'inspect', 'convert', 'torch', 'published', 'raw', 'pipeline')
 READERS = ('backbone', 'inspect', 'convert', 'lora')
@@ -45,6 +45,13 @@ def answers(process):
         return lines
 
     return ask
+
+
+def test_the_limits_bite(process, tmp_path):
+    (tmp_path / 'a').touch()
+    assert process.read('greedy', tmp_path / 'a') == (FAULT, 'MemoryError: ')
+    assert process.read('broken', tmp_path / 'a')[0] == FAULT
+    assert process.read('backbone', tmp_path / 'b.ckpt') == (REFUSED, f'{tmp_path / "b.ckpt"}: no such checkpoint file')
 
 
 STATE = tiny_network().state_dict()
