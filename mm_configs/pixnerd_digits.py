@@ -27,6 +27,7 @@ model = dict(
         guidance_scale=4.0,
         guidance_interval=(0.0, 0.6),
         timeshift=1.0,
+        noise_limit=2.0,  # the field cannot take all of the rarest noise away, and would leave coloured dots
     ),
 )
 train_dataloader = dict(batch_size=64, dataset=dict(size=image_size * max_density))

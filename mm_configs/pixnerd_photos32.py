@@ -10,7 +10,7 @@ model = dict(
     ),
     conditioner=dict(num_classes=1, class_names=['photo']),
     loss=dict(dim=192, projector_dim=192, time_std=1.0),
-    sampler=dict(guidance_scale=4.0),
+    sampler=dict(guidance_scale=4.0, noise_limit=0.0),
 )
 train_dataloader = dict(
     batch_size=32,

@@ -154,7 +154,8 @@ class NeuralFieldHead(nn.Module):
         limit = chunk or (CHUNK_IN_CACHE if in_cache else CHUNK)
         generated_at_once = max(1, GENERATED_BYTES // (self.generator.out_features * vectors.element_size()))
         patches_at_once = max(1, limit // (height * width))
-        rows_at_once = min(height, max(1, limit // (patches_at_once * width)))
+        # Rather a quarter more than a few rows left over, as of a patch of 64x64 and the pixels it shares around it.
+        rows_at_once = min(height, max(1, (limit + limit // 4) // (patches_at_once * width)))
         velocity = torch.empty_like(flat)
         first = 0
         for group in vectors.split(generated_at_once):
