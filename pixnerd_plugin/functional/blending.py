@@ -122,12 +122,14 @@ class Cover(NamedTuple):
 @torch.compiler.disable
 def cover(lattice: Lattice, start: int, stop: int, device: torch.device | None = None) -> Cover:
     """Lay windows over the pixels ``start`` to ``stop`` of an axis."""
-    is_regular, is_whole = lattice.pixels % lattice.patches == 0, (start, stop) == (0, lattice.pixels)
+    is_regular = lattice.pixels % lattice.patches == 0
     groups: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
     for patch in range(lattice.patches):
         low, high = lattice.window(patch)
-        # At the picture's edges too, so that all patches are evaluated as one; those values are never read.
-        if not (is_regular and is_whole and lattice.patches > 2):
+        seen = min(high, stop) - max(low, start)
+        # Little that is cut off is evaluated all the same, and never read: patches with equal windows are evaluated at
+        # once, and every evaluation reads all of the weights that make the fields.
+        if not is_regular or 2 * (high - low - seen) > seen:
             low, high = max(low, start), min(high, stop)
         if low < high:
             offset = patch * lattice.pixels // lattice.patches

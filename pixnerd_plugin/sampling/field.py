@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -122,8 +121,7 @@ class FieldTrajectory:
         out = self.noise.new_empty(batch, channels, bottom - top, right - left)
         limit = max(1, (chunk or CHUNK) // batch)
         done = 0
-        # Blocks are squares where they can be: the fields along their edges are needed on both sides.
-        for rows in lattices[0].cut(top, bottom, max(limit // (right - left), isqrt(limit))):
+        for rows in lattices[0].cut(top, bottom, max(1, limit // (right - left))):
             covered_rows = cover(lattices[0], *rows, out.device)
             for columns in lattices[1].cut(left, right, max(1, limit // (rows[1] - rows[0]))):
                 covered_columns = cover(lattices[1], *columns, out.device)
