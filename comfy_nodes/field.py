@@ -39,7 +39,7 @@ class RecordedField(NamedTuple):
         samples: its result, to tell whether the LATENT was changed since.
         indices: number of each picture in the run's batch, as a LATENT has them in ``batch_index``.
         noise: its base noise ``(B, 3, H, W)``, padded to whole patches.
-        sampler: the solver, as the core's.
+        sampler: the solver, as the library's.
         token_grid: rows and columns of patches.
         tokens: patch vectors of each step, ``(branches, B, L, D)`` bfloat16, unconditional first.
     """
@@ -70,7 +70,7 @@ class RecordedField(NamedTuple):
         )
 
     def trajectory(self, device: torch.device, dtype: torch.dtype) -> FieldTrajectory:
-        """The run as the core's trajectory; its head computes in ``dtype`` on ``device``."""
+        """The run as the library's trajectory; its head computes in ``dtype`` on ``device``."""
         head = self.model.model.diffusion_model.head
         return FieldTrajectory(head, self.sampler, self.noise.to(device), self.token_grid, self.tokens, dtype)
 

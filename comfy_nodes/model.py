@@ -1,6 +1,6 @@
 """PixNerd as one of ComfyUI's own models: what core's detection, loader, samplers and patchers need to know of it.
 
-ComfyUI's sigma is ``1 - t`` and its model output ``-v``; the picture is its own latent. The network is the core's
+ComfyUI's sigma is ``1 - t`` and its model output ``-v``; the picture is its own latent. The network is the library's
 :class:`PixNerdDiT`, built from ComfyUI's operations and attention.
 """
 

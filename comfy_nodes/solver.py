@@ -56,7 +56,7 @@ def sample_adams(
 ) -> Tensor:
     """Adams-Bashforth on any sigmas, one model call a step, in the signature of core's sampler functions.
 
-    The weights are the core's, for the actual times, the last step's too; a step of no length does nothing.
+    The weights are the library's, for the actual times, the last step's too; a step of no length does nothing.
     ``callback`` is told each step's ``i``, ``sigma``, ``x`` and ``denoised``.
     """
     # On the CPU first: Apple's and Intel's GPUs have no float64.

@@ -43,7 +43,7 @@ def model(kind, net, tmp_path):
 
 @pytest.fixture(scope='module')
 def conds(kind):
-    """What the core takes, and the same as ComfyUI's CONDITIONING; each conditional and null."""
+    """What the library takes, and the same as ComfyUI's CONDITIONING; each conditional and null."""
     if kind == 'class':
         pair = torch.tensor([3]), torch.tensor([5])
         return pair, [class_conditioning(int(label)) for label in pair]

@@ -1,4 +1,4 @@
-"""Pictures by ComfyUI's native MODEL and by the core of this repository, from the same weights and noise."""
+"""Pictures by ComfyUI's native MODEL and by the library, from the same weights and noise."""
 
 import torch
 

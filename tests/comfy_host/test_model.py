@@ -1,4 +1,4 @@
-"""The native MODEL, in this process: core's own loaders and samplers against the core of this repository."""
+"""The native MODEL, in this process: core's own loaders and samplers against the library."""
 
 import pytest
 import torch

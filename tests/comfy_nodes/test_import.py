@@ -43,7 +43,7 @@ def test_the_core_is_found_by_its_location_and_imported_once():
 import sys
 sys.path = [path for path in sys.path if path not in ('', '.')]
 import importlib.util
-spec = importlib.util.spec_from_file_location('somewhere.core', 'comfy_nodes/core.py')
+spec = importlib.util.spec_from_file_location('somewhere.library', 'comfy_nodes/library.py')
 spec.loader.exec_module(importlib.util.module_from_spec(spec))
 first = sys.modules['pixnerd_plugin']
 spec.loader.exec_module(importlib.util.module_from_spec(spec))
