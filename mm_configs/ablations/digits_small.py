@@ -6,6 +6,7 @@ max_density = 1
 model = dict(
     backbone=dict(dim=64, depth=3, head=dict(width=16, depth=2, mlp_ratio=2, coordinates='dct', num_frequencies=8)),
     loss=dict(dim=64, projector_dim=64, max_density=max_density),
+    sampler=dict(noise_limit=0.0),  # as the paper's
 )
 max_iters = 300
 train_dataloader = dict(batch_size=32, dataset=dict(size=image_size * max_density))
