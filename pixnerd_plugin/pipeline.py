@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -257,8 +258,8 @@ def load_pipeline(
     published = (_PATCHES_OF_TEXT if is_text else _PATCHES_OF_CLASSES) * architecture['patch_size']
     side = metadata.get('resolution') or published
     net = checkpoint.load()
-    if lora is not None:
-        apply_lora(net, lora, lora_strength)
+    if lora is not None and (skipped := apply_lora(net, lora, lora_strength)):
+        warnings.warn(f'{lora}: {len(skipped)} entries of a text encoder are left out: {skipped[0]}, …', stacklevel=2)
     net = net.to(device, dtype).eval()
     return Pipeline(net, sampler, conditioner and conditioner.to(device), (side, side), path)
 

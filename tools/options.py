@@ -32,12 +32,6 @@ def interval(text: str) -> tuple[float, float]:
     return low, high
 
 
-def lora(text: str) -> tuple[str, float]:
-    """``'adapter.safetensors:0.8'`` to the file and its strength, 1 by default."""
-    match = re.fullmatch(r'(.+):(-?\d*\.?\d+)', text)
-    return (match[1], float(match[2])) if match else (text, 1.0)
-
-
 def numbers(low: int) -> Callable[[str], int]:
     """A reader of whole numbers from ``low`` on."""
 

@@ -66,7 +66,7 @@ def parse_args() -> argparse.Namespace:
     run.add_argument('--grid', action='store_true', help='also write grid.png with all pictures')
     run.add_argument('--gif', action='store_true', help='also write trajectory.gif, the denoising of all pictures')
     run.add_argument('--weights', choices=['ema', 'raw'], default='ema')
-    run.add_argument('--lora', type=options.lora, metavar='FILE[:STRENGTH]', help='low-rank adapter to apply')
+    run.add_argument('--lora', metavar='FILE[:STRENGTH]', help='low-rank adapter to apply')
     run.add_argument('--batch-size', type=int, default=8, help='pictures sampled at once (8)')
     options.add_device(run)
     run.add_argument(
@@ -79,13 +79,14 @@ def main(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from pixnerd_plugin import load_pipeline
+    from pixnerd_plugin.checkpoints.lora import parse_lora
     from pixnerd_plugin.functional.noise import draw_noise, picture_generators
     from pixnerd_plugin.images import image_grid, save_png, to_uint8
 
     check(args)
     seeds = read_seeds(args)
     wanted = read_prompts(args.prompts) if args.prompts else args.class_label or args.prompt
-    lora, strength = args.lora or (None, 1.0)
+    lora, strength = parse_lora(args.lora) if args.lora else (None, 1.0)
     pipe = load_pipeline(
         args.checkpoint,
         args.text_encoder,
@@ -242,7 +243,7 @@ def make_jobs(args: argparse.Namespace, pipe, wanted: list[str], seeds: list[int
             optional = dict(
                 negative=args.negative,
                 token_grid=args.token_grid,
-                lora=args.lora and f'{args.lora[0]}:{args.lora[1]:g}',
+                lora=args.lora,
                 decode=args.decode,
                 region=args.region,
                 grain=args.grain,
