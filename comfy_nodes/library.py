@@ -1,7 +1,7 @@
 """Makes ``pixnerd_plugin`` importable under its one absolute name.
 
-ComfyUI loads a pack under a name made of its path. The library must not be imported under such a name beside its own, or
-every part would be registered twice; and putting the pack's folder on ``sys.path`` would offer its ``tests`` and
+ComfyUI loads a pack under a name made of its path. The library must not be imported under such a name beside its own,
+or every part would be registered twice; and putting the pack's folder on ``sys.path`` would offer its ``tests`` and
 ``tools`` to every other pack. So the package beside this one is loaded by its location.
 """
 

@@ -79,6 +79,8 @@ def main(arguments: list[str]) -> int:
     # SIGINT as well: it is ignored, here and by what is started here, where a shell has put this in the background.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
+    # yapf, which mmengine imports, writes a cache when it is first imported; two at once would read it half written.
+    subprocess.run([sys.executable, '-c', 'import yapf'], stderr=subprocess.DEVNULL, check=False)
     with tempfile.TemporaryDirectory() as folder:
         running = [Pytest(number, arguments, folder) for number in range(PROCESSES)]
         try:
