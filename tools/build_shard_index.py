@@ -7,6 +7,7 @@ import argparse
 import glob
 import multiprocessing
 import os
+import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -46,7 +47,8 @@ def build_index(shards: str, out: str, caption_key: str = 'caption', workers: in
     counts: Counter[str] = Counter()
 
     def scanned() -> Iterator[tuple[Shard, np.ndarray]]:
-        with multiprocessing.Pool(workers) as pool:
+        # Workers are ended by SIGTERM, which this process may handle in a way of its own, and they would inherit.
+        with multiprocessing.Pool(workers, signal.signal, (signal.SIGTERM, signal.SIG_DFL)) as pool:
             results = pool.imap(partial(scan, root=root, caption_key=caption_key), names)
             progress = tqdm(results, total=len(names), unit='shard')
             for shard, pairs, problems in progress:

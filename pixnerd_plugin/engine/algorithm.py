@@ -21,6 +21,9 @@ PREPROCESSOR = dict(type='ImgDataPreprocessor', mean=[127.5] * 3, std=[127.5] * 
 class PixNerd(BaseModel):
     """Training and sampling of a PixNerd network under mmengine's Runner.
 
+    DDP wraps this model, so it sees one forward a step: that of mode 'loss', within which the loss calls the backbone's
+    ``encode`` and ``decode``.
+
     Each part is an object, or a dict to build it from.
 
     Args:

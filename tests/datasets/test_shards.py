@@ -101,6 +101,18 @@ def test_the_tool_takes_a_glob(shards, tmp_path):
     assert [shard.name for shard in ShardIndex(str(tmp_path / 'index')).shards] == ['00001.tar', '00002.tar']
 
 
+def test_the_tool_ends_its_workers_where_sigterm_is_handled(shards, tmp_path):
+    # As in a process that trains. Workers that inherit the handler would outlive the end of their pool.
+    program = f"""
+import runpy, signal, sys
+signal.signal(signal.SIGTERM, lambda *_: None)
+build_index = runpy.run_path({str(TOOL)!r})['build_index']
+for number in range(5):
+    build_index({str(shards)!r}, {str(tmp_path)!r} + f'/index{{number}}', workers=2)
+"""
+    assert run_tool(sys.executable, '-c', program).returncode == 0
+
+
 def test_the_tool_fails_in_one_line_and_leaves_nothing(tmp_path, png):
     failed = build_index(tmp_path / 'nowhere', tmp_path / 'index', check=False)
     assert failed.returncode == 1
