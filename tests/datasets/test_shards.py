@@ -104,9 +104,10 @@ def test_the_tool_takes_a_glob(shards, tmp_path):
 def test_the_tool_ends_its_workers_where_sigterm_is_handled(shards, tmp_path):
     # As in a process that trains. Workers that inherit the handler would outlive the end of their pool.
     program = f"""
-import runpy, signal, sys
+import signal, sys
 signal.signal(signal.SIGTERM, lambda *_: None)
-build_index = runpy.run_path({str(TOOL)!r})['build_index']
+sys.path.insert(0, {str(TOOL.parent)!r})
+from build_shard_index import build_index
 for number in range(5):
     build_index({str(shards)!r}, {str(tmp_path)!r} + f'/index{{number}}', workers=2)
 """
