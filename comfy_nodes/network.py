@@ -15,7 +15,7 @@ from .hooks import PatchHooks, refuse_foreign_patches
 from .padding import area_grid, grid_of, pad, padded_size
 
 OPTIONS = 'pixnerd'
-"""Key of ``transformer_options`` with ``token_grid``, ``field_chunk`` and ``record``; all optional."""
+"""Key of ``transformer_options`` with ``token_grid``, ``field_chunk``, ``blend`` and ``record``; all optional."""
 
 
 class Positions(nn.Module):
@@ -95,7 +95,10 @@ class ComfyPixNerdDiT(PixNerdDiT):
         s, _ = self.encode(
             pixels, t, context if self.num_classes is None else labels, grid, hooks=PatchHooks(options, self.depth)
         )
-        velocity = self.decode(s, pixels, grid, field_chunk=settings.get('field_chunk'))[:, :, :height, :width]
+        velocity = self.decode(
+            s, pixels, grid, field_chunk=settings.get('field_chunk'), blend=settings.get('blend', 0.0)
+        )
+        velocity = velocity[:, :, :height, :width]
         check_finite(velocity, t[0])
         if 'record' in settings:
             settings['record'](s, options)

@@ -74,6 +74,23 @@ class TestPictures:
         native = PixNerdResolution.execute(model, 'native', 64, 0).args[0]
         assert error(sample(native, conds)['samples'], reference(net, conds)) <= 1e-4
 
+    def test_fixed_tokens_blended(self, model, net, conds, kind):
+        def picture(*widgets, size=(128, 92)):
+            return sample(PixNerdResolution.execute(model, *widgets).args[0], conds, size)['samples']
+
+        hard, joined = picture('fixed tokens', 64, 0), picture('fixed tokens', 64, 0, 0.5)
+        assert torch.equal(picture('fixed tokens', 64, 0, 0.0), hard)
+        assert error(joined, hard) > 1e-3
+        solver = AdamsFlowSampler(5, 2, 3.0, timeshift=SHIFT[kind])
+        expected = solver.sample(net, noise((128, 92)), *conds[0], token_grid=(4, 4), blend=0.5)
+        assert error(joined, expected) <= 1e-4
+        # Only fixed tokens are blended, and a second node takes the first one's setting back.
+        plain = sample(model, conds)['samples']
+        assert torch.equal(picture('native', 64, 0, 1.0, size=SIZE), plain)
+        again = PixNerdResolution.execute(model, 'fixed tokens', 64, 0, 0.5).args[0]
+        again = PixNerdResolution.execute(again, 'fixed tokens', 64, 0).args[0]
+        assert torch.equal(sample(again, conds, (128, 92))['samples'], hard)
+
     def test_image_to_image_starts_from_the_image(self, model, conds):
         image = torch.linspace(-1, 1, SIZE[1]).expand(1, 3, *SIZE).contiguous()
         distances = [

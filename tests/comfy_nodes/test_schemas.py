@@ -48,6 +48,15 @@ def test_what_is_seldom_set_is_folded_away():
     folded = {f'{schema.node_id}.{part.id}' for schema in SCHEMAS for part in schema.inputs if part.extra_dict}
     assert folded >= {'PixNerdSampler.order', 'PixNerdSampler.guidance_end', 'PixNerdDecode.field_chunk'}
     assert not folded & {'PixNerdSampler.steps', 'PixNerdSampler.cfg', 'PixNerdDecode.width', 'PixNerdDecode.blend'}
+    assert 'PixNerdResolution.blend' not in folded
+
+
+def test_blending_is_last_and_off_unless_asked_for():
+    """Saved workflows name their widgets by place, and their pictures stay those of the published rule."""
+    (schema,) = (schema for schema in SCHEMAS if schema.node_id == 'PixNerdResolution')
+    blend = schema.inputs[-1]
+    assert (blend.id, blend.fields['optional']) == ('blend', True)
+    assert [blend.fields[name] for name in ('default', 'min', 'max', 'step')] == [0, 0, 1, 0.05]
 
 
 @each_schema
