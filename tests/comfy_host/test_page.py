@@ -23,6 +23,7 @@ WORKFLOWS = sorted((ROOT / 'example_workflows').glob('*.json'))
 OLD_WORKFLOWS = sorted((ROOT / 'tests/data/v0.1/workflows').glob('*.json'))
 # Generous: a page on a busy machine without a GPU.
 SECONDS = 240
+TITLE = 30
 # Where screenshots go, if anywhere.
 PICTURES = os.environ.get('PIXNERD_SCREENSHOTS')
 
@@ -53,6 +54,12 @@ SHOW_ALL = """() => {
     ds.offset[1] = 60 / ds.scale - top;
     app.canvas.setDirty(true, true);
 }"""
+# The newer renderer's nodes are elements of the page; in units of the graph, titles included.
+RENDERED = """() => app.graph._nodes.map(node => {
+    const element = document.querySelector(`[data-node-id="${node.id}"]`), {scale} = app.canvas.ds;
+    const {x, y, width, height} = element.getBoundingClientRect();
+    return [node.id, x / scale, y / scale, width / scale, height / scale];
+})"""
 SET_WIDGETS = """(values) => {
     for (const node of app.graph._nodes)
         for (const widget of node.widgets || [])
@@ -116,6 +123,32 @@ def test_workflows_load_whole(page, object_info, path):
         for name, value in node['inputs'].items():
             if name in output[number]['inputs']:
                 assert output[number]['inputs'][name] == value
+
+
+@pytest.fixture
+def nodes_2(page):
+    """The page with its newer renderer, where it has a finished one."""
+    setting = 'app.extensionManager.setting'
+    if not page.evaluate(f"() => {setting}.settings?.['Comfy.VueNodes.Enabled']?.category?.includes('Nodes 2.0')"):
+        pytest.skip('this page has no Nodes 2.0')
+    page.evaluate(f"async () => await {setting}.set('Comfy.VueNodes.Enabled', true)")
+    yield
+    page.evaluate(f"async () => await {setting}.set('Comfy.VueNodes.Enabled', false)")
+
+
+@pytest.mark.usefixtures('nodes_2')
+@pytest.mark.parametrize('path', WORKFLOWS, ids=lambda path: path.stem)
+def test_the_saved_sizes_are_those_of_the_newer_renderer(page, path):
+    """What tests/comfy_nodes/test_workflows.py finds out about the layout holds there too."""
+    workflow = load(page, path)
+    page.evaluate(SHOW_ALL)
+    page.wait_for_selector('[data-node-id]')
+    page.wait_for_timeout(1000)
+    screenshot(page, f'nodes_2_{path.stem}')
+    saved = {str(node['id']): node['size'] for node in workflow['nodes']}
+    for number, _, _, width, height in page.evaluate(RENDERED):
+        assert width <= saved[str(number)][0] + 1
+        assert height - TITLE <= saved[str(number)][1] + 1, (number, height)
 
 
 @pytest.mark.parametrize(('node', 'widget'), [('PixNerdSampler', 'cfg'), ('PixNerdModelLoader', 'weight_dtype')])
