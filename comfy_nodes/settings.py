@@ -9,7 +9,7 @@ from pixnerd_plugin.formats.parts import build_part
 
 
 class Settings(NamedTuple):
-    """The settings of a run; ``shift`` 0 is the model's."""
+    """The settings of a run; ``shift`` 0 is the model's, and ``noise_limit`` 0 is none."""
 
     steps: int
     cfg: float
@@ -17,11 +17,13 @@ class Settings(NamedTuple):
     shift: float
     start: float
     end: float
+    noise_limit: float = 0.0
 
     def __str__(self) -> str:
+        limit = f', noise within {self.noise_limit:g}' if self.noise_limit else ''
         return (
             f'{self.steps} steps, cfg {self.cfg:g}, order {self.order}, shift {self.shift:g}, '
-            f'guidance where {self.start:g} < t < {self.end:g}'
+            f'guidance where {self.start:g} < t < {self.end:g}{limit}'
         )
 
 
@@ -39,4 +41,5 @@ def resolve(metadata: dict[str, Any], widgets: Settings) -> Settings:
         widgets.shift,
         start,
         end,
+        own.noise_limit,
     )

@@ -216,7 +216,8 @@ class PixNerdSampler(io.ComfyNode):
         guided = _guided_inside(model, settings.start, settings.end)
         sigmas = published_sigmas(settings.steps, shift, denoise)
         batch_index = latent.get('batch_index')
-        noise = comfy.sample.prepare_noise(samples, seed, batch_index)
+        solver = _solver(settings)
+        noise = solver.limit(comfy.sample.prepare_noise(samples, seed, batch_index))
         preview = latent_preview.prepare_callback(guided, max(len(sigmas) - 1, 0))
 
         guider = comfy.samplers.CFGGuider(guided)
@@ -247,8 +248,16 @@ class PixNerdSampler(io.ComfyNode):
         out = {name: value for name, value in latent.items() if name not in dropped}
         out['samples'] = result
         if record_field:
-            out[FIELD] = _field(model, result, batch_index, noise, settings, recorder.tokens)
+            out[FIELD] = _field(model, result, batch_index, noise, solver, recorder.tokens)
         return io.NodeOutput(out)
+
+
+def _solver(settings: Settings) -> AdamsFlowSampler:
+    """The library's solver with these settings."""
+    interval = (settings.start, settings.end)
+    return AdamsFlowSampler(
+        settings.steps, settings.order, settings.cfg, interval, settings.shift, noise_limit=settings.noise_limit
+    )
 
 
 def _field(
@@ -256,13 +265,11 @@ def _field(
     samples: torch.Tensor,
     batch_index: list[int] | None,
     noise: torch.Tensor,
-    settings: Settings,
+    solver: AdamsFlowSampler,
     tokens: list[torch.Tensor],
 ) -> RecordedField:
     patch_size, size = model.model.diffusion_model.patch_size, (noise.shape[2], noise.shape[3])
     fixed = model.model_options['transformer_options'].get(OPTIONS, {}).get('token_grid')
-    interval = (settings.start, settings.end)
-    solver = AdamsFlowSampler(settings.steps, settings.order, settings.cfg, interval, settings.shift)
     indices = list(batch_index or range(len(noise)))
     padded = pad(noise, padded_size(size, patch_size, fixed))
     return RecordedField(model, samples, indices, padded, solver, grid_of(size, patch_size, fixed), tokens)

@@ -27,12 +27,13 @@ import_host()
 import comfy.sd  # noqa: E402
 import folder_paths  # noqa: E402
 
-from comfy_nodes.nodes import PixNerdClassLabel, PixNerdModelLoader, PixNerdTextEncode  # noqa: E402
+from comfy_nodes.nodes import PixNerdClassLabel, PixNerdDecode, PixNerdModelLoader, PixNerdTextEncode  # noqa: E402
 from comfy_nodes.text_encoder import load_text_encoder  # noqa: E402
 from pixnerd_plugin.checkpoints.layouts.published import to_published  # noqa: E402
 from pixnerd_plugin.models.backbones import PixNerdDiT  # noqa: E402
+from pixnerd_plugin.sampling import AdamsFlowSampler  # noqa: E402
 
-from .native import error, reference, sample  # noqa: E402
+from .native import SHIFT, error, noise, reference, sample  # noqa: E402
 
 
 @pytest.fixture
@@ -144,6 +145,24 @@ class TestSettings:
             net, conds, num_steps=7, order=3, guidance_scale=2.0, guidance_interval=(0.2, 0.9), timeshift=2.0
         )
         assert error(result, expected) <= 1e-4
+
+    def test_the_file_s_limit_of_noise(self, load, tmp_path, net, conds, kind):
+        save_net(
+            net,
+            tmp_path / 'a.safetensors',
+            sampling=dict(type='AdamsFlowSampler', noise_limit=0.5, timeshift=SHIFT[kind]),
+        )
+        model, _ = load('a.safetensors')
+        expected = reference(net, conds, noise_limit=0.5)
+        assert error(expected, reference(net, conds)) > 0.01
+        latent = sample(model, conds, record_field=True)
+        assert error(latent['samples'], expected) <= 1e-4
+        # Grain is limited too.
+        solver = AdamsFlowSampler(5, 2, 3.0, timeshift=SHIFT[kind], noise_limit=0.5)
+        _, field = solver.sample(net, noise(), *conds[0], record_field=True)
+        image = PixNerdDecode.execute(latent, 192, 128, 0, 0, 0, 0, 0.3, 5, 0).args[0]
+        expected = ((field.decode((128, 192), grain=0.3, seed=5) + 1) / 2).clamp(0, 1).movedim(1, -1)
+        torch.testing.assert_close(image, expected, atol=2e-2, rtol=0)
 
     def test_a_widget_that_is_set_comes_first(self, load, tmp_path, net, conds, caplog, settings):
         save_net(net, tmp_path / 'a.safetensors', sampling={**settings, 'timeshift': 3.0})

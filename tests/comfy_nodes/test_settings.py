@@ -21,12 +21,20 @@ def test_a_file_s_own_settings():
     assert resolve({**TEXT, 'sampling': sampling}, MODELS_OWN) == Settings(7, 2.0, 3, 3.0, 0.2, 0.9)
 
 
+def test_a_file_s_own_limit_of_noise():
+    """No widget sets it, so that it holds whatever they say."""
+    sampling = dict(type='AdamsFlowSampler', noise_limit=2.0)
+    assert resolve({**TEXT, 'sampling': sampling}, Settings(9, 1.0, 1, 3.0, 0.0, 1.0)).noise_limit == 2
+    assert resolve(TEXT, MODELS_OWN).noise_limit == 0
+
+
 def test_widgets_come_first():
     """Those of workflows saved before 0 meant anything are all set, and stay what they were."""
     widgets = Settings(25, 4.0, 2, 3.0, 0.0, 1.0)
     assert resolve(CLASSES, widgets) == widgets
-    assert resolve(CLASSES, widgets._replace(start=0.3, end=0.7))[4:] == (0.3, 0.7)
+    assert resolve(CLASSES, widgets._replace(start=0.3, end=0.7))[4:6] == (0.3, 0.7)
 
 
 def test_the_log_line_names_them_all():
     assert str(Settings(25, 4.0, 2, 3.0, 0.1, 1.0)) == ('25 steps, cfg 4, order 2, shift 3, guidance where 0.1 < t < 1')
+    assert str(Settings(25, 4.0, 2, 3.0, 0.1, 1.0, 2.0)).endswith('guidance where 0.1 < t < 1, noise within 2')
