@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,6 +70,11 @@ class Span(NamedTuple):
 
     def tensor(self, dtype: torch.dtype, shape: tuple[int, ...]) -> LazyTensor:
         return LazyTensor(dtype, shape, lambda: self.read(dtype, shape), self)
+
+
+def is_countable(shape: Sequence[int]) -> bool:
+    """Whether torch can make a tensor of this shape: an empty one may be too large along its other dimensions."""
+    return math.prod(size for size in shape if size) < 2**63
 
 
 def is_finite(tensor: Tensor) -> bool:

@@ -14,6 +14,9 @@ from typing import Any
 # The pickle of XXL with its optimiser's state has some 100,000.
 MAX_OPERATIONS = 10**6
 
+# Characters of a key, or of the name of a class; longer ones are no names.
+MAX_NAME = 1000
+
 
 class Inert:
     """What a pickle holds besides plain values: known by name, never built. Equal to itself alone."""
@@ -105,9 +108,10 @@ class _Reader:
     def remember(self, index: int) -> None:
         self.memo[index] = self.stack[-1]
 
-    def stack_global(self) -> None:
-        module, name = self.top(2)
-        self.push(Inert(f'{module}.{name}' if type(module) is type(name) is str else 'a name'))
+    def push_name(self, module: Any, name: Any) -> None:
+        # Two long texts of the memo, joined again and again, would fill the memory.
+        is_name = type(module) is type(name) is str and len(module) + len(name) < MAX_NAME
+        self.push(Inert(f'{module}.{name}' if is_name and (module + name).isprintable() else 'a name'))
 
     def reduce(self) -> None:
         function, arguments = self.top(2)
@@ -127,8 +131,7 @@ class _Reader:
         if type(target) is not dict or len(items) % 2:
             raise TypeError
         for key, value in zip(items[::2], items[1::2], strict=True):
-            # The hash of nested tuples can take for ever; no name of a tensor is one.
-            target[key if type(key) in _KEYS else Inert(f'a {type(key).__name__}')] = value
+            target[key if _is_key(key) else Inert(f'a {type(key).__name__}')] = value
 
     def extend(self, items: list[Any]) -> None:
         target = self.stack[-1]
@@ -142,7 +145,13 @@ class _Reader:
         self.push(Inert('a frozenset'))
 
 
-_KEYS = (str, int, float, bool, bytes, type(None))
+def _is_key(value: Any) -> bool:
+    """Whether hashing and comparing a key takes no time, whatever the others are; all names of tensors are such."""
+    if type(value) in (str, bytes):
+        return len(value) <= MAX_NAME
+    # The hash of nested tuples and of huge integers can take for ever, and many large integers can have one hash.
+    return (type(value) is int and -(2**53) < value < 2**53) or value is None or type(value) in (float, bool)
+
 
 _Operation = Callable[[_Reader], Any]
 
@@ -195,8 +204,8 @@ _OPERATIONS: dict[int, _Operation] = {
     ord('h'): lambda r: r.push(r.memo[r.number('<B')]),
     ord('j'): lambda r: r.push(r.memo[r.number('<I')]),
     # Names, which stay names.
-    ord('c'): lambda r: r.push(Inert(f'{r.line()}.{r.line()}')),
-    0x93: _Reader.stack_global,
+    ord('c'): lambda r: r.push_name(r.line(), r.line()),
+    0x93: lambda r: r.push_name(*r.top(2)),
     ord('R'): _Reader.reduce,
     0x81: lambda r: r.new_object(2),
     0x92: lambda r: r.new_object(3),

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from .atomic import atomic_path
-from .lazy import LazyTensor, Span
+from .lazy import LazyTensor, Span, is_countable
 from .plain_file import require_written
 from .schema import shown
 
@@ -99,6 +99,8 @@ def _parse(name: str, entry: Any) -> tuple[torch.dtype, tuple[int, ...], tuple[i
             raise ValueError(f'{name!r} has a shape or data_offsets that are not lists of sizes')
     if len(shape) > 8 or len(offsets) != 2:
         raise ValueError(f'{name!r} has {len(shape)} dimensions and {len(offsets)} offsets')
+    if not is_countable(shape):
+        raise ValueError(f'{name!r} is {shape}, which no tensor can be')
     if math.prod(shape) * DTYPES[dtype].itemsize != offsets[1] - offsets[0]:
         raise ValueError(f'{name!r} is {shape} of {dtype}, and has {offsets[1] - offsets[0]} bytes')
     return DTYPES[dtype], tuple(shape), (offsets[0], offsets[1])

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .lazy import LazyTensor, Span
+from .lazy import LazyTensor, Span, is_countable
 from .pickle_reader import Inert, read_pickle
 from .zip_archive import Archive, open_archive
 
@@ -105,10 +105,13 @@ def _rebuild(arguments: tuple, dtype: Any = None) -> LazyTensor | Inert:
     storage, offset, shape, stride = arguments[:4]
     if type(storage) is not _Storage or not type(shape) is type(stride) is tuple or len(shape) != len(stride):
         raise ValueError('its pickle has a tensor without storage, shape and strides')
+    # Before each size is looked at: a pickle may refer to one long shape often.
+    if len(shape) > 8:
+        return Inert('a tensor of a dtype or shape that no weights have')
     if not all(type(size) is int and 0 <= size < 2**63 for size in (offset, *shape, *stride)):
         raise ValueError('its pickle has a tensor of impossible sizes')
     known = storage.dtype if dtype is None else _BY_NAME.get(dtype.name)
-    if known is None or len(shape) > 8:
+    if known is None or not is_countable(shape):
         return Inert('a tensor of a dtype or shape that no weights have')
     if 0 in shape:
         return LazyTensor(known, shape, lambda: torch.empty(shape, dtype=known))

@@ -101,6 +101,36 @@ def rewrite_pickle_start(folder, start):
     return rewrite_pickle(path, change)
 
 
+def text(content):
+    return b'X' + struct.pack('<I', len(content)) + content
+
+
+HUGE = b'\x8b' + struct.pack('<i', 8 * 2**20) + b'\x87' * 8 * 2**20
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        # Keys whose hash is taken anew each time, that are long and equal, or that all have one hash.
+        b'}' + HUGE + b'q\x000' + b'h\x00Ns' * 200_000,
+        text(b'x' * 7 * 2**20) + b'q\x000' + text(b'x' * 7 * 2**20) + b'q\x010}' + b'h\x00Nsh\x01Ns' * 100_000,
+        b'}(' + b''.join(b'\x8a\x0c' + (i * (2**61 - 1)).to_bytes(12, 'little') + b'N' for i in range(150_000)) + b'u',
+        # A long name, joined again and again.
+        text(b'x' * 2**20) + b'q\x000(' + b'h\x00h\x00\x93' * 100_000 + b't',
+        # A long shape, looked at again and again.
+        b'(' + b'K\x01' * 300_000 + b'tq\x000ctorch._utils\n_rebuild_tensor_v2\nq\x010('
+        b'(X\x07\x00\x00\x00storagectorch\nUntypedStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01tQ'
+        b'q\x02' + b'h\x01(h\x02K\x00h\x00h\x00tR0' * 50_000 + b't',
+    ],
+    ids=['huge key', 'long keys', 'one hash', 'long name', 'long shape'],
+)
+def test_pickles_that_refer_to_one_large_value_often(tmp_path, answers, content):
+    path = tmp_path / 'a.ckpt'
+    torch.save(dict(state_dict=STATE), path)
+    rewrite_pickle(path, lambda pickle: b'\x80\x02' + content + b'.')
+    answers(path, ('backbone',))
+
+
 @pytest.mark.parametrize(
     'content',
     [
@@ -333,3 +363,14 @@ def test_the_published_layout_is_read_by_all(tmp_path, answers):
     answers(path, ALL, ALL)
     save_file(prefixed('ema_denoiser.', to_published(STATE)), tmp_path / 'b.safetensors')
     answers(tmp_path / 'b.safetensors', ('backbone', 'inspect'), ALL)
+
+
+def test_empty_tensors_that_are_large_along_other_dimensions(tmp_path, answers):
+    shape = [2**62, 2**62, 0]
+    content = save(STATE)
+    length = int.from_bytes(content[:8], 'little')
+    header, data = json.loads(content[8 : 8 + length]), content[8 + length :]
+    for name in ('head.x', 'extra'):
+        entry = dict(dtype='F32', shape=shape, data_offsets=[len(data)] * 2)
+        path = header_file(tmp_path / 'a.safetensors', {**header, name: entry}, data)
+        assert all('no tensor can be' in line for line in answers(path, ALL))

@@ -122,3 +122,21 @@ def test_work_is_bounded():
         read(b'\x80\x02' + b'N' * (MAX_OPERATIONS + 1) + b'.')
     nested = read(b'\x80\x02' + b']' * (MAX_OPERATIONS // 2) + b'a' * (MAX_OPERATIONS // 2 - 10) + b'.')
     assert type(nested) is list
+
+
+@pytest.mark.parametrize('name', ['\x1b[2J', 'x' * 2000])
+def test_names_that_are_none(name):
+    encoded = name.encode()
+    text = b'X' + struct.pack('<I', len(encoded)) + encoded
+    for content in (b'c' + encoded + b'\nx\n', text + text + b'\x93'):
+        found = read(b'\x80\x02' + content + b'.')
+        assert type(found) is Inert
+        assert found.name == 'a name'
+
+
+def test_keys_are_short():
+    large = {2**53 - 1: 0, 2**53: 1, 'x' * 1000: 2, 'x' * 1001: 3, b'x' * 1001: 4}
+    found = read(pickle.dumps(large, 3))
+    names = [key.name for key in found if type(key) is Inert]
+    assert names == ['a int', 'a str', 'a bytes']
+    assert list(found.values()) == [0, 1, 2, 3, 4]
