@@ -52,7 +52,13 @@ def _places(path: Path) -> dict[str, str]:
             raise ValueError('it has no weight_map of names')
         for name in places.values():
             # A name that leads elsewhere is none of this folder's.
-            if Path(name).name != name or '\\' in name or ':' in name or not name.endswith('.safetensors'):
+            if (
+                not name.isprintable()
+                or Path(name).name != name
+                or '\\' in name
+                or ':' in name
+                or not name.endswith('.safetensors')
+            ):
                 raise ValueError(f'{shown(name)} is not in this folder, or no .safetensors file')
         if len(set(places.values())) > MAX_SHARDS:
             raise ValueError(f'it names more than {MAX_SHARDS} files')

@@ -374,3 +374,18 @@ def test_empty_tensors_that_are_large_along_other_dimensions(tmp_path, answers):
         entry = dict(dtype='F32', shape=shape, data_offsets=[len(data)] * 2)
         path = header_file(tmp_path / 'a.safetensors', {**header, name: entry}, data)
         assert all('no tensor can be' in line for line in answers(path, ALL))
+
+
+def test_a_scaled_number_that_is_no_matrix(tmp_path, answers):
+    path = tmp_path / 'a.safetensors'
+    save_file(
+        {**STATE, 'x.weight': torch.tensor(1.0).to(torch.float8_e4m3fn), 'x.scale_weight': torch.tensor(1.0)}, path
+    )
+    assert all('x has a scale' in line for line in answers(path, ALL))
+
+
+@pytest.mark.parametrize('name', ['\x1b[2J', 'a\n', 'a\0', '\ud800', 'x' * 300])
+def test_pieces_whose_name_no_file_has(tmp_path, answers, name):
+    path = tmp_path / 'model.safetensors.index.json'
+    path.write_text(json.dumps(dict(weight_map=dict(a=f'{name}.safetensors'))))
+    answers(path, ('backbone', 'inspect', 'convert'))
