@@ -35,7 +35,7 @@ def unscale(tensors: Tensors) -> Tensors:
     for layer, scale in scales.items():
         name = f'{layer}.weight'
         weight = plain.get(name)
-        if weight is None or weight.dtype.itemsize != 1 or not weight.dtype.is_floating_point:
+        if weight is None or weight.dtype.itemsize != 1 or not weight.dtype.is_floating_point or not weight.shape:
             raise ValueError(f'{layer} has a scale, and no float8 weight')
         if scale.numel != 1 and scale.shape not in (weight.shape[:1], (*weight.shape[:1], 1)):
             raise ValueError(f'the scale of {layer} is {scale.shape}, and its weight {weight.shape}')
