@@ -88,4 +88,6 @@ def _missing_package(error: ImportError) -> str | None:
 def _one_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     # A loader's worker passes its whole traceback on, the message last.
-    return lines[-1] if lines and lines[0].startswith('Caught ') else ' '.join(lines)
+    line = lines[-1] if lines and lines[0].startswith('Caught ') else ' '.join(lines)
+    # The name of a stranger's file must not reach the terminal as commands to it.
+    return ''.join(char if char.isprintable() else '�' for char in line)

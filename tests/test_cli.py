@@ -7,6 +7,7 @@ from pixnerd_plugin.cli import one_line_errors
     ('error', 'line'),
     [
         (ValueError('two\n  lines'), 'error: two lines'),
+        (ValueError('a\x1b[2J\x9b\ud800\u202eb.png'), 'error: a�[2J���b.png'),
         (FileNotFoundError(2, 'No such file', 'a.txt'), "error: [Errno 2] No such file: 'a.txt'"),
         (
             ValueError('Caught ValueError in worker 0.\nTraceback\nValueError: size is 3'),

@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ def main(args: argparse.Namespace) -> None:
 
     result = report(args.file, values=not args.quick)
     if args.json:
-        print(json.dumps(result, indent=2, ensure_ascii=False, default=str))
+        for text in json.dumps(result, indent=2, ensure_ascii=False, default=str).split('\n'):
+            print(printable(text, escaped))
     else:
         show(result)
     if result['odd']:
@@ -72,9 +74,16 @@ def show(result: dict[str, Any]) -> None:
 
 
 def line(name: str, text: str) -> None:
+    print(f'{printable(name):14} {printable(text)}')
+
+
+def printable(text: str, replaced: Callable[[str], str] = lambda char: '�') -> str:
     # What a file holds must not reach the terminal as commands to it.
-    printable = ''.join(char if char.isprintable() else '�' for char in text)
-    print(f'{name:14} {printable}')
+    return ''.join(char if char.isprintable() else replaced(char) for char in text)
+
+
+def escaped(char: str) -> str:
+    return json.dumps(char)[1:-1]
 
 
 if __name__ == '__main__':

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from pixnerd_plugin.formats.lazy import Tensors, is_finite
 from pixnerd_plugin.formats.plain_file import parse_json
 from pixnerd_plugin.formats.safetensors_file import open_safetensors
+from pixnerd_plugin.formats.schema import naming
 
 from .contents import Contents, open_contents, weights_file
 from .layouts.lora import Lora, LoraFile, is_adapter, is_stock, open_lora
@@ -118,7 +119,9 @@ def _other_kind(path: Path) -> dict[str, Any] | None:
     if _FIELD in texts:
         common['metadata'] = {name: text for name, text in texts.items() if name != _FIELD}
         readers = ['FieldTrajectory.load', 'tools/render_field.py']
-        return dict(kind='field trajectory', **common, field=_describe_field(texts[_FIELD], tensors), **_good(readers))
+        with naming(path):
+            field = _describe_field(texts[_FIELD], tensors)
+        return dict(kind='field trajectory', **common, field=field, **_good(readers))
     if any(name.removeprefix('model.') == _TEXT_ENCODER for name in tensors):
         return dict(kind='Qwen3 text encoder', **common, **_good(['ComfyUI (PixNerdTextEncoderLoader)']))
     if is_adapter(tensors):

@@ -1,5 +1,7 @@
 """The two tools as programs: from anywhere, stopped half way, into a pipe that closes, on a disk that is full."""
 
+import json
+import re
 import shutil
 import signal
 import subprocess
@@ -182,3 +184,27 @@ def test_what_a_file_holds_does_not_reach_the_terminal_as_commands(tmp_path):
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert 'red' in output
     assert not any(char in output for char in '\x1b\x07\u202e')
+
+
+@pytest.mark.parametrize('option', [[], ['--json']])
+def test_nor_do_the_names_in_an_adapters_metadata(tmp_path, option):
+    layer = 'diffusion_model.blocks.0.attn.qkv'
+    tensors = {f'{layer}.lora_A.weight': torch.ones(4, 16), f'{layer}.lora_B.weight': torch.ones(48, 4)}
+    path = tmp_path / 'a.safetensors'
+    save_file(tensors, path, {'a\x1b[2J\x9b\nloads with': '\x9b2J\u202e\U000e0001ü'})
+    # Half of a surrogate pair, which no terminal can print.
+    path.write_bytes(path.read_bytes().replace(b'\\u001b', b'\\ud800'))
+    command = [sys.executable, ROOT / 'tools/inspect_checkpoint.py', *option, path]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert 'ü' in output
+    assert all(line.isprintable() for line in output.splitlines())
+    if option:
+        assert json.loads(output)['metadata'] == {'a\ud800[2J\x9b\nloads with': '\x9b2J\u202e\U000e0001ü'}
+
+
+def test_inspect_names_the_field_whose_description_is_broken(tmp_path):
+    path = tmp_path / 'field.safetensors'
+    for description in ('{', 'x', '{"a":' * 2000):
+        save_file({'noise': torch.ones(1)}, path, {'pixnerd_field': description})
+        with pytest.raises(ValueError, match=f'^{re.escape(str(path))}: not JSON'):
+            report(path)
