@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import sys
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,8 @@ from mmengine.model import is_model_wrapper
 
 from pixnerd_plugin.checkpoints import load_into
 from pixnerd_plugin.checkpoints.contents import open_contents
+from pixnerd_plugin.formats.plain_file import read_small
+from pixnerd_plugin.formats.zip_archive import open_archive
 
 from .hooks.scalars import forget_scalars_after
 
@@ -74,8 +75,8 @@ def find_checkpoint(work_dir: str | Path) -> Path | None:
     """
     pointer = Path(work_dir) / 'last_checkpoint'
     # Only the name counts, because the folder may have moved. Later checkpoints belong to another run in this folder.
-    last = _step(pointer.read_text().strip()) if pointer.is_file() else -1
-    candidates = [path for path in Path(work_dir).glob('*.pth') if _step(path.name) >= 0]
+    last = _step(read_small(pointer, 2**12).decode(errors='replace').strip()) if pointer.is_file() else -1
+    candidates = [path for path in Path(work_dir).glob('*.pth') if _step(path.name) >= 0 and path.is_file()]
     if last >= 0:
         candidates = [path for path in candidates if _step(path.name) <= last]
     candidates.sort(key=lambda path: _step(path.name), reverse=True)
@@ -105,9 +106,11 @@ def require_checkpoint(path: str | Path) -> Path:
     if not zipfile.is_zipfile(path):
         raise ValueError(f'checkpoint {path} is cut short or not a checkpoint; use the one before it')
     try:
+        # What torch never writes, such as compressed or overlapping records, would take for ever to compare.
+        open_archive(path)
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # compares the CRC-32 of each tensor with the one it was stored with
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError, zlib.error) as error:
+    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, ValueError) as error:
         raise ValueError(f'checkpoint {path} is damaged ({error}); use the one before it') from None
     if damaged:
         raise ValueError(f'checkpoint {path} is damaged: the checksum of {damaged} is wrong; use the one before it')
@@ -115,5 +118,5 @@ def require_checkpoint(path: str | Path) -> Path:
 
 
 def _step(name: str) -> int:
-    match = re.search(r'(?:iter|epoch)_(\d+)\.pth$', name)
+    match = re.search(r'(?:iter|epoch)_(\d{1,18})\.pth$', name)
     return int(match[1]) if match else -1

@@ -1,3 +1,7 @@
+import os
+import struct
+import zipfile
+
 import pytest
 import torch
 from mmengine.config import Config
@@ -76,3 +80,61 @@ def test_a_run_without_a_checkpoint_starts_anew_and_so_do_its_logs(tmp_path, cap
     assert 'resume' not in config
     assert 'training starts from the beginning' in capsys.readouterr().out
     assert log.read_text() == ''
+
+
+def change_entries(path, offset, value, local=None):
+    """Set a field of all entries of a zip archive's directory, and of the headers before their data."""
+    content = bytearray(path.read_bytes())
+    for mark, at in ((b'PK\1\2', offset), (b'PK\3\4', local)):
+        start = content.find(mark)
+        while at is not None and start >= 0:
+            struct.pack_into('<H', content, start + at, value)
+            start = content.find(mark, start + 1)
+    path.write_bytes(content)
+
+
+def repeat(path):
+    """A record that the directory names again and again, to be read each time."""
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('a/data.pkl', bytes(2**20))
+        archive.filelist *= 3
+
+
+def inflate(path):
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr('a/data.pkl', bytes(2**20))
+
+
+@pytest.mark.parametrize(
+    'damage',
+    [
+        lambda path: change_entries(path, 8, 1, 6),  # encrypted
+        lambda path: change_entries(path, 10, 12, 8),  # bzip2
+        repeat,
+        inflate,
+    ],
+    ids=['encrypted', 'bzip2', 'repeat', 'inflate'],
+)
+def test_archives_that_torch_never_writes_give_way_to_the_one_before(work_dir, damage):
+    path = work_dir / 'iter_4.pth'
+    damage(path)
+    assert find_checkpoint(work_dir) == work_dir / 'iter_2.pth'
+    with pytest.raises(ValueError, match=f'^checkpoint {path} is damaged'):
+        require_checkpoint(path)
+
+
+def test_what_only_has_the_name_of_a_checkpoint_is_passed_over(work_dir):
+    (work_dir / 'last_checkpoint').unlink()
+    (work_dir / 'iter_12.pth').mkdir()
+    (work_dir / 'iter_14.pth').symlink_to(work_dir / 'absent')
+    os.mkfifo(work_dir / 'iter_16.pth')
+    assert find_checkpoint(work_dir) == work_dir / 'iter_10.pth'
+
+
+@pytest.mark.parametrize('content', [b'\xff\xfe', b'\0', b'iter_' + b'9' * 4090, b'iter_' + b'9' * 30 + b'.pth'])
+def test_a_pointer_that_names_nothing_is_as_if_there_was_none(work_dir, content):
+    (work_dir / 'last_checkpoint').write_bytes(content)
+    assert find_checkpoint(work_dir) == work_dir / 'iter_10.pth'
+    (work_dir / 'last_checkpoint').write_bytes(bytes(5000))
+    with pytest.raises(ValueError, match='last_checkpoint: it has more than 4096 bytes'):
+        find_checkpoint(work_dir)
