@@ -75,6 +75,10 @@ def read_header(stream: IO[bytes]) -> Header:
     dtype = table['descr']
     if dtype[:1] not in '<|>=' or dtype[1:2] not in 'biufc' or dtype[2:] not in ('1', '2', '4', '8', '16'):
         raise ValueError(f'it is of {dtype!r}, and an array of numbers is needed')
+    try:
+        np.dtype(dtype)
+    except TypeError:
+        raise ValueError(f'it is of {dtype!r}, which is no type of numbers') from None
     return Header(dtype, tuple(table['shape']), table['fortran_order'], 8 + size + length)
 
 

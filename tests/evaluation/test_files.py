@@ -53,6 +53,8 @@ def write_zip(path, content, name='arr_0.npy', method=zipfile.ZIP_STORED):
         (header((1, 4, 4, 3), 'O') + bytes(48), "of 'O', and an array of numbers"),
         (header((1, 4, 4, 3), [('a', '|u1')]) + bytes(48), 'descr=a list'),
         (header((1, 4, 4, 3), '<f4') + bytes(192), 'is float32'),
+        (header((1, 4, 4, 3), '<i16') + bytes(768), 'no type of numbers'),
+        (header((1, 4, 4, 3), '|f1') + bytes(48), 'no type of numbers'),
         (header((1, 4, 4, 3), more=1) + bytes(48), "an entry 'more'"),
         (b'\x93NUMPY\x02\x00' + struct.pack('<L', 2**31) + bytes(100), 'claims 2147483648 bytes'),
         (b'\x93NUMPY\x09\x00' + bytes(100), 'does not begin'),
