@@ -15,7 +15,7 @@ from pixnerd_plugin.checkpoints import read_checkpoint
 from pixnerd_plugin.checkpoints.lora import apply_lora
 from pixnerd_plugin.checkpoints.metadata import default_sampling
 from pixnerd_plugin.formats.parts import build_part
-from pixnerd_plugin.functional.noise import draw_noise, picture_generators
+from pixnerd_plugin.functional.noise import draw_noise, image_generators
 from pixnerd_plugin.images import to_uint8
 from pixnerd_plugin.models.conditioners import Conditioner, LabelConditioner, Qwen3TextEncoder
 from pixnerd_plugin.sampling import FlowSampler
@@ -154,7 +154,7 @@ class Pipeline:
             ValueError: naming what does not fit the network, or if the network gives NaN or infinity.
         """
         conditioner = self._require_conditioner()
-        generators = picture_generators([int(seed) for seed in seeds])
+        generators = image_generators([int(seed) for seed in seeds])
         noise = draw_noise(generators, (self.net.in_channels, *self.size_of(size))).to(self.device)
         null = conditioner([negative_prompt]) if negative_prompt else conditioner.null(1)
         result = (sampler or self.sampler).sample(

@@ -61,7 +61,7 @@ def limited(function: Callable[[], Any], size: int = 0, seconds: int = SECONDS, 
 def refusal(function: Callable[[], Any], size: int = 0) -> str:
     """The one line with which ``function`` refuses a file, within the limits."""
     outcome = limited(function, size)
-    assert outcome.error in ('ValueError', 'FileNotFoundError', 'DamagedPicture'), outcome
+    assert outcome.error in ('ValueError', 'FileNotFoundError', 'DamagedImage'), outcome
     assert '\n' not in outcome.message
     assert len(outcome.message) < 1000
     return outcome.message

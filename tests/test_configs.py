@@ -9,7 +9,7 @@ import torch
 from mmengine.config import Config
 
 from pixnerd_plugin.engine.config import load_config
-from pixnerd_plugin.evaluation.generate import picture_size
+from pixnerd_plugin.evaluation.generate import image_size_of
 from pixnerd_plugin.models.conditioners.embedding_store import TextEmbeddingStore
 from pixnerd_plugin.registry import MODELS
 
@@ -104,7 +104,7 @@ def test_the_number_of_parameters_in_a_comment_is_right(path):
 )
 def test_every_name_in_a_config_is_known_and_the_picture_size_fits(path):
     config = load_config(path)
-    size = picture_size(config)
+    size = image_size_of(config)
     assert [side % config.model.backbone.patch_size for side in size] == [0, 0]
     (sampled,) = [hook.size for hook in config.custom_hooks if hook.type == 'SampleGridHook']
     assert size == (sampled, sampled)
@@ -112,12 +112,12 @@ def test_every_name_in_a_config_is_known_and_the_picture_size_fits(path):
 
 def test_the_picture_size_is_the_configs_or_the_checkpoints(tmp_path):
     config = Config(dict(image_size=64))
-    assert picture_size(config, 'not read') == (64, 64)
-    assert picture_size(Config(dict(image_size=(32, 48)))) == (32, 48)
+    assert image_size_of(config, 'not read') == (64, 64)
+    assert image_size_of(Config(dict(image_size=(32, 48)))) == (32, 48)
     trained = ROOT / 'tests/data/v0.1/iter_4.pth'
-    assert picture_size(Config({}), trained) == (16, 16)
+    assert image_size_of(Config({}), trained) == (16, 16)
     with pytest.raises(ValueError, match='has no image_size; add image_size=256'):
-        picture_size(Config({}))
+        image_size_of(Config({}))
     for wrong in (0, 'large', (1, 2, 3), (8, -8)):
         with pytest.raises(ValueError, match=r'image_size=.* must be'):
-            picture_size(Config(dict(image_size=wrong)))
+            image_size_of(Config(dict(image_size=wrong)))

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from pixnerd_plugin import load_backbone
-from pixnerd_plugin.functional.noise import draw_noise, picture_generators
+from pixnerd_plugin.functional.noise import draw_noise, image_generators
 from pixnerd_plugin.images import to_uint8
 from pixnerd_plugin.sampling import EulerFlowSampler
 from tests.golden import DATA
@@ -201,12 +201,12 @@ def test_the_script_for_classes(tmp_path, monkeypatch):
     sampler = EulerFlowSampler(num_steps=3, guidance_scale=3.5, guidance_interval=(0.1, 1.0))
     fields = {}
     for label, seed in ((3, 0), (7, 1)):
-        noise = draw_noise(picture_generators([seed]), (3, 64, 64))
+        noise = draw_noise(image_generators([seed]), (3, 64, 64))
         image, fields[label] = sampler.sample(
             net, noise, torch.tensor([label]), torch.tensor([net.num_classes]), record_field=True
         )
-        assert_same_picture(f'class_{label}.png', to_uint8(image)[0])
-    assert_same_picture('region.png', to_uint8(fields[3].decode(size=(128, 128), region=(0, 0, 64, 32)))[0])
+        assert_same_image(f'class_{label}.png', to_uint8(image)[0])
+    assert_same_image('region.png', to_uint8(fields[3].decode(size=(128, 128), region=(0, 0, 64, 32)))[0])
 
 
 def test_the_script_for_prompts(tmp_path, monkeypatch):
@@ -225,7 +225,7 @@ def test_the_script_for_prompts(tmp_path, monkeypatch):
     assert (one != other).any()
 
 
-def assert_same_picture(path: str, pixels: np.ndarray) -> None:
+def assert_same_image(path: str, pixels: np.ndarray) -> None:
     """Equal but for the rounding of another batch size."""
     difference = np.asarray(Image.open(path)).astype(int) - pixels
     assert np.abs(difference).max() <= 1

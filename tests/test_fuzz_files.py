@@ -33,7 +33,7 @@ from pixnerd_plugin.datasets.shard_scan import scan_shard
 from pixnerd_plugin.datasets.shards import Shard, write_shard_index
 from pixnerd_plugin.evaluation import text_benchmarks
 from pixnerd_plugin.evaluation.classifier import METADATA_KEY, ClassifierFeatures, SmallConvNet
-from pixnerd_plugin.evaluation.pictures import open_pictures
+from pixnerd_plugin.evaluation.pictures import open_images
 from pixnerd_plugin.evaluation.quality import open_reference
 from pixnerd_plugin.evaluation.store import SampleStore
 from pixnerd_plugin.models.conditioners import LabelConditioner
@@ -285,7 +285,7 @@ def npz_format(folder: Path) -> Format:
     tree, data = zip_tree(dict(arr_0=np.zeros((20, 8, 8, 3), np.uint8)))
 
     def load(path: Path) -> None:
-        assert sum(len(batch) for batch in open_pictures(path).batches(7)) > 0
+        assert sum(len(batch) for batch in open_images(path).batches(7)) > 0
 
     return Format('samples.npz', tree, build_zip(data), load)
 

@@ -27,8 +27,8 @@ import torch
 from PIL import Image, ImageFilter
 from tqdm import tqdm
 
-from pixnerd_plugin.datasets import CaptionFolder, PictureDataset, ResumableSampler, ShardDataset
-from pixnerd_plugin.datasets.image_folder import list_pictures
+from pixnerd_plugin.datasets import CaptionFolder, ImageDataset, ResumableSampler, ShardDataset
+from pixnerd_plugin.datasets.image_folder import list_images
 from pixnerd_plugin.datasets.shard_scan import scan_shard
 from pixnerd_plugin.datasets.shards import PAIR, Shard, write_shard_index
 from pixnerd_plugin.memory import memory
@@ -40,7 +40,7 @@ LOOKUPS = 20_000
 def pictures(folder: str | None, count: int) -> Iterator[tuple[str, bytes]]:
     """Yield (suffix, encoded picture): files below a folder, or synthetic JPEGs of about ImageNet's size."""
     if folder is not None:
-        for path in list_pictures(folder)[:count]:
+        for path in list_images(folder)[:count]:
             yield Path(path).suffix, Path(path).read_bytes()
         return
     rng = np.random.default_rng(0)
@@ -69,7 +69,7 @@ def write_pairs(folder: Path, found: Iterator[tuple[str, bytes]]) -> int:
     return int(np.mean(sizes))
 
 
-def pictures_per_second(dataset: PictureDataset) -> float:
+def images_per_second(dataset: ImageDataset) -> float:
     visits = list(islice(ResumableSampler(dataset), len(dataset)))
     dataset[visits[0]]
     start = time.process_time()
@@ -89,7 +89,7 @@ def throughput(folder: str | None, count: int) -> None:
             files = CaptionFolder(data_root=f'{scratch}/files', pipeline=pipeline)
             shards = ShardDataset(data_root=scratch, index=f'{scratch}/index', pipeline=pipeline)
             print(
-                f'ADM crop to {crop}     {pictures_per_second(files):9.1f}{pictures_per_second(shards):9.1f}',
+                f'ADM crop to {crop}     {images_per_second(files):9.1f}{images_per_second(shards):9.1f}',
                 flush=True,
             )
 

@@ -80,7 +80,7 @@ def main(args: argparse.Namespace) -> None:
 
     from pixnerd_plugin import load_pipeline
     from pixnerd_plugin.checkpoints.lora import parse_lora
-    from pixnerd_plugin.functional.noise import draw_noise, picture_generators
+    from pixnerd_plugin.functional.noise import draw_noise, image_generators
     from pixnerd_plugin.images import image_grid, save_png, to_uint8
 
     check(args)
@@ -118,7 +118,7 @@ def main(args: argparse.Namespace) -> None:
             steps = []
             if args.gif:
                 shape = (pipe.net.in_channels, height, width)
-                steps.append(to_uint8(draw_noise(picture_generators(numbers), shape)))
+                steps.append(to_uint8(draw_noise(image_generators(numbers), shape)))
 
             def after(step, steps=steps):
                 bar.update(len(step.x))

@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> None:
     from pixnerd_plugin.checkpoints import read_checkpoint
     from pixnerd_plugin.engine.config import hide_broken_torchvision, load_config
     from pixnerd_plugin.engine.processes import set_up_processes, tear_down_processes
-    from pixnerd_plugin.evaluation.generate import digest_weights, load_model, picture_size
+    from pixnerd_plugin.evaluation.generate import digest_weights, image_size_of, load_model
     from pixnerd_plugin.evaluation.quality import measure, open_reference, prepare
     from pixnerd_plugin.evaluation.store import SampleStore
 
@@ -62,7 +62,7 @@ def main(args: argparse.Namespace) -> None:
     read_checkpoint(args.checkpoint)  # ends here if it cannot be read
     hide_broken_torchvision()
     config = load_config(args.config, args.cfg_options)
-    size = picture_size(config, args.checkpoint)
+    size = image_size_of(config, args.checkpoint)
     if args.reference:
         extractor = make_extractor(config, num)
         reference = open_reference(args.reference, size, extractor, args.center_crop)
@@ -132,7 +132,7 @@ def sample(model, store, conditions: dict, size: tuple[int, int], batch_size: in
     from mmengine.dist import barrier, get_dist_info
     from tqdm import tqdm
 
-    from pixnerd_plugin.evaluation.generate import draw_pictures
+    from pixnerd_plugin.evaluation.generate import draw_images
 
     if store.is_complete():
         return
@@ -147,16 +147,16 @@ def sample(model, store, conditions: dict, size: tuple[int, int], batch_size: in
     with tqdm(total=sum(map(len, own)), desc='sampling', unit='picture', disable=None if rank == 0 else True) as bar:
         for numbers in own:
             chosen = {key: [values[n % len(values)] for n in numbers] for key, values in conditions.items()}
-            store.write(numbers, draw_pictures(model, chosen, [seed + n for n in numbers], size))
+            store.write(numbers, draw_images(model, chosen, [seed + n for n in numbers], size))
             bar.update(len(numbers))
 
 
 def open_samples(path: Path, num: int, conditions: dict):
     import torch
 
-    from pixnerd_plugin.evaluation.pictures import NpzPictures
+    from pixnerd_plugin.evaluation.pictures import NpzImages
 
-    samples = NpzPictures(path, num)
+    samples = NpzImages(path, num)
     if 'label' in conditions:
         samples.labels = torch.arange(num) % len(conditions['label'])
     return samples
@@ -164,10 +164,10 @@ def open_samples(path: Path, num: int, conditions: dict):
 
 def show(npz: Path, path: Path) -> None:
     """Write the first samples as one picture."""
-    from pixnerd_plugin.evaluation.pictures import NpzPictures
+    from pixnerd_plugin.evaluation.pictures import NpzImages
     from pixnerd_plugin.images import image_grid, save_png
 
-    first = next(NpzPictures(npz).batches(NUM_SHOWN)).permute(0, 2, 3, 1).numpy()
+    first = next(NpzImages(npz).batches(NUM_SHOWN)).permute(0, 2, 3, 1).numpy()
     save_png(path, image_grid(first))
     print(f'samples: {npz}, the first {len(first)} in {path}')
 

@@ -55,7 +55,7 @@ def draw(args: argparse.Namespace) -> None:
     from pixnerd_plugin.engine.config import hide_broken_torchvision, load_config
     from pixnerd_plugin.engine.processes import set_up_processes, tear_down_processes
     from pixnerd_plugin.evaluation import text_benchmarks as benchmarks
-    from pixnerd_plugin.evaluation.generate import digest_weights, draw_pictures, load_model, picture_size
+    from pixnerd_plugin.evaluation.generate import digest_weights, draw_images, image_size_of, load_model
     from pixnerd_plugin.images import save_png
 
     if args.batch_size < 1:
@@ -67,7 +67,7 @@ def draw(args: argparse.Namespace) -> None:
     read_checkpoint(args.checkpoint)  # ends here if it cannot be read
     hide_broken_torchvision()
     config = load_config(args.config, args.cfg_options)
-    size = picture_size(config, args.checkpoint)
+    size = image_size_of(config, args.checkpoint)
     set_up_processes(config, args.launcher)
     init_default_scope('pixnerd')
     model = load_model(config, args.checkpoint, get_device())
@@ -83,7 +83,7 @@ def draw(args: argparse.Namespace) -> None:
     if rank == 0:
         benchmarks.claim(args.out, json.loads(json.dumps(dict(common, seed=args.seed))), prompts, args.overwrite)
     barrier()
-    jobs = make_jobs(prompts, args.out, benchmarks.PICTURES_PER_PROMPT)
+    jobs = make_jobs(prompts, args.out, benchmarks.IMAGES_PER_PROMPT)
     own = jobs[rank::world_size]
     todo = [job for job in own if not benchmarks.is_drawn(job, parameters(job))]
     if len(todo) < len(own) and rank == 0:
@@ -93,7 +93,7 @@ def draw(args: argparse.Namespace) -> None:
             batch = todo[start : start + args.batch_size]
             # Picture k of every prompt starts from the same noise, as in the release.
             seeds = [args.seed + job.sample for job in batch]
-            images = draw_pictures(model, dict(text=[job.prompt for job in batch]), seeds, size)
+            images = draw_images(model, dict(text=[job.prompt for job in batch]), seeds, size)
             for job, image in zip(batch, images, strict=True):
                 save_png(job.path, image, dict(pixnerd=parameters(job)))
             bar.update(len(batch))
@@ -115,7 +115,7 @@ def finish(args: argparse.Namespace, prompts: list, size: tuple[int, int]) -> No
         benchmarks.write_dpg_grids(prompts, args.out)
         print(
             f'  accelerate launch dpg_bench/compute_dpg_bench.py --image-root-path {args.out / "grids"} '
-            f'--resolution {size[0]} --pic-num {benchmarks.PICTURES_PER_PROMPT} --res-path results.txt'
+            f'--resolution {size[0]} --pic-num {benchmarks.IMAGES_PER_PROMPT} --res-path results.txt'
         )
 
 

@@ -22,12 +22,12 @@ def main(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from pixnerd_plugin.evaluation.classifier import accuracy, save_classifier, train_classifier
-    from pixnerd_plugin.evaluation.pictures import load_all, open_pictures
+    from pixnerd_plugin.evaluation.pictures import load_all, open_images
 
     if args.steps < 1:
         raise ValueError(f'--steps must be at least 1, got {args.steps}')
     parts = [f'digits:{split}' if args.data == 'digits' else f'{args.data}/{split}' for split in ('train', 'test')]
-    train, test = (open_pictures(part) for part in parts)
+    train, test = (open_images(part) for part in parts)
     images, labels = load_all(train)
     test_images, test_labels = load_all(test)
     names = class_names(args.data)

@@ -87,13 +87,13 @@ class Cancellation:
 def draw(pipe, what: str, negative: str, size: tuple[int, int], steps: int, order: int, guidance: float, seed: int,
          progress=lambda done, total: None):  # fmt: skip
     """Sample one picture, uint8 (H, W, 3); returns it, its denoising as the bytes of a GIF, and its field."""
-    from pixnerd_plugin.functional.noise import draw_noise, picture_generators
+    from pixnerd_plugin.functional.noise import draw_noise, image_generators
     from pixnerd_plugin.images import to_uint8
 
     settings = dict(num_steps=steps, order=order, guidance_scale=guidance)
     sampler = pipe.sampler.replace(type='AdamsFlowSampler', **settings)
     pipe.check([what], [seed], size)
-    frames = [to_uint8(draw_noise(picture_generators([seed]), (pipe.net.in_channels, *size)))[0]]
+    frames = [to_uint8(draw_noise(image_generators([seed]), (pipe.net.in_channels, *size)))[0]]
 
     def after(step):
         frames.append(to_uint8(step.denoised)[0])

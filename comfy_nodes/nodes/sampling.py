@@ -112,7 +112,7 @@ def _shift_of(model: Any, shift: float) -> float:
     return check_shift(shift) if shift else model_shift(model.get_model_object('model_sampling').percent_to_sigma)
 
 
-def _as_picture(model: Any, latent: dict[str, Any]) -> torch.Tensor:
+def _as_image(model: Any, latent: dict[str, Any]) -> torch.Tensor:
     """The samples of a LATENT; an empty one of any model becomes an empty picture of the size it stands for."""
     samples = latent['samples']
     fix = comfy.sample.fix_empty_latent_channels
@@ -206,7 +206,7 @@ class PixNerdSampler(io.ComfyNode):
         record_field: bool,
     ) -> io.NodeOutput:
         require_pixnerd(model, 'model')
-        samples = _as_picture(model, latent)
+        samples = _as_image(model, latent)
         if record_field:
             require_recordable(model, {'positive': positive, 'negative': negative}, latent, denoise)
         shift = _shift_of(model, shift)

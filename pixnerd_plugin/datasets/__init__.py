@@ -2,10 +2,10 @@
 
 from contextlib import suppress
 
-from .base import PictureDataset
+from .base import ImageDataset
 from .captions import CaptionedDataset
 from .digits import DigitsDataset
-from .faults import DamagedPicture, TooManyDamaged
+from .faults import DamagedImage, TooManyDamaged
 from .image_folder import CaptionFolder, ImageFolder
 from .sampler import ResumableSampler
 from .shards import ShardDataset
@@ -27,13 +27,13 @@ __all__ = [
     'ADMCenterCrop',
     'CaptionFolder',
     'CaptionedDataset',
-    'DamagedPicture',
+    'DamagedImage',
     'DigitsDataset',
+    'ImageDataset',
     'ImageFolder',
     'LoadRGB',
     'LoadTextEmbedding',
     'PackInputs',
-    'PictureDataset',
     'RandomCaption',
     'RandomCropResize',
     'ResizeCenterCrop',

@@ -17,20 +17,20 @@ from mmengine.logging import print_log
 
 from pixnerd_plugin.registry import TRANSFORMS, build
 
-from .faults import DamagedPicture, Tally, TooManyDamaged
+from .faults import DamagedImage, Tally, TooManyDamaged
 from .visits import seeded
 
 # With fewer visits the share of damaged pictures says little: several in a row may be chance.
 _MIN_VISITS_JUDGED = 10_000
 
 
-class PictureDataset(BaseDataset):
+class ImageDataset(BaseDataset):
     """mmengine's ``BaseDataset`` with reproducible visits, which skips damaged pictures.
 
     Indexed with a `Visit`, as by `ResumableSampler`, transforms draw from generators seeded by that visit alone.
     Indexed with a plain int, they draw from the global generators.
 
-    If the pipeline raises `DamagedPicture` or returns None for a picture, that picture is named in the log once,
+    If the pipeline raises `DamagedImage` or returns None for a picture, that picture is named in the log once,
     counted (`num_damaged`), and replaced by another, whose index depends only on the visit and the damaged index.
 
     Args:
@@ -78,14 +78,14 @@ class PictureDataset(BaseDataset):
             try:
                 sample = self.prepare_data(index)
                 if sample is None:
-                    raise DamagedPicture('the pipeline returned None')
+                    raise DamagedImage('the pipeline returned None')
                 return sample
-            except DamagedPicture as fault:
+            except DamagedImage as fault:
                 self._report_damaged(index, fault)
             replacements = replacements or np.random.default_rng((*entropy, index))
             index = int(replacements.integers(len(self)))
 
-    def _report_damaged(self, index: int, fault: DamagedPicture) -> None:
+    def _report_damaged(self, index: int, fault: DamagedImage) -> None:
         if self._damaged.add(index):
             log_fault(f'damaged picture skipped: {self.describe(index)}: {fault}')
         seen = min(len(self), max(int(self._visits), _MIN_VISITS_JUDGED))

@@ -7,7 +7,7 @@ from typing import Any
 
 from pixnerd_plugin.formats.plain_file import parse_json
 
-from .base import PictureDataset, log_fault
+from .base import ImageDataset, log_fault
 from .faults import Tally
 
 CAPTION_SUFFIXES = ('.txt', '.json')
@@ -55,7 +55,7 @@ def _has_surrogates(text: str) -> bool:
     return any('\ud800' <= character <= '\udfff' for character in text)
 
 
-class CaptionedDataset(PictureDataset):
+class CaptionedDataset(ImageDataset):
     """A dataset whose samples have all `captions`, and as `text` the first (`RandomCaption` chooses another).
 
     A picture with a missing or unreadable caption gets the empty caption, which is the null condition. Such pictures
@@ -63,7 +63,7 @@ class CaptionedDataset(PictureDataset):
 
     Args:
         caption_key: field of `.json` captions.
-        kwargs: `PictureDataset`'s arguments.
+        kwargs: `ImageDataset`'s arguments.
     """
 
     def __init__(self, caption_key: str = 'caption', **kwargs: Any):

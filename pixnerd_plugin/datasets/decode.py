@@ -14,13 +14,13 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageOps
 
-from .faults import DamagedPicture
+from .faults import DamagedImage
 
 # Pillow recognises more formats by their content, whatever the file's name; for one of them it starts Ghostscript.
 FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'TIFF', 'WEBP')
 
 # The size of the largest image that Pillow decodes by default, at 3 bytes a pixel.
-MAX_PICTURE_BYTES = 2**28
+MAX_IMAGE_BYTES = 2**28
 
 # Each scan of a progressive JPEG goes over all pixels, and takes only 100 bytes. Encoders write about 10.
 MAX_SCANS = 16
@@ -42,11 +42,11 @@ _DECODE_ERRORS = (
 )
 
 
-def decode_picture(source: str | os.PathLike[str] | bytes, exif_orientation: bool = False) -> Image.Image:
+def decode_image(source: str | os.PathLike[str] | bytes, exif_orientation: bool = False) -> Image.Image:
     """Decode a file, or the bytes of one, to RGB.
 
     Raises:
-        DamagedPicture: if it cannot be decoded, has none of `FORMATS`, is larger than `MAX_PICTURE_BYTES`, or has more
+        DamagedImage: if it cannot be decoded, has none of `FORMATS`, is larger than `MAX_IMAGE_BYTES`, or has more
             pixels than Pillow's ``Image.MAX_IMAGE_PIXELS``, or as many in `MAX_SCANS` scans.
     """
     try:
@@ -59,16 +59,16 @@ def decode_picture(source: str | os.PathLike[str] | bytes, exif_orientation: boo
                 if exif_orientation:
                     ImageOps.exif_transpose(picture, in_place=True)
                 return to_rgb(picture)
-    except DamagedPicture:
+    except DamagedImage:
         raise
     except _DECODE_ERRORS as error:
-        raise DamagedPicture(f'{type(error).__name__}: {" ".join(str(error).split())[:300]}') from error
+        raise DamagedImage(f'{type(error).__name__}: {" ".join(str(error).split())[:300]}') from error
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
     """Convert a picture of any mode to RGB: transparency goes over white, and 16 bits are cut to the upper 8."""
     if picture.mode == 'F':
-        raise DamagedPicture('floating-point pixels, whose white is unknown')
+        raise DamagedImage('floating-point pixels, whose white is unknown')
     if picture.mode.startswith('I'):
         picture = Image.fromarray((np.clip(np.asarray(picture), 0, 65535) >> 8).astype(np.uint8))
     elif picture.mode in ('LA', 'PA', 'RGBA', 'RGBa') or 'transparency' in picture.info:
@@ -89,7 +89,7 @@ def _check_scans(file: IO[bytes], picture: Image.Image) -> None:
         last = chunk[-1:]
     file.seek(position)
     if scans * picture.width * picture.height > MAX_SCANS * Image.MAX_IMAGE_PIXELS:
-        raise DamagedPicture(f'{picture.width}x{picture.height} pixels in {scans} scans, which would take minutes')
+        raise DamagedImage(f'{picture.width}x{picture.height} pixels in {scans} scans, which would take minutes')
 
 
 @cache
@@ -104,7 +104,7 @@ def _opened(source: str | os.PathLike[str] | bytes) -> IO[bytes]:
         return io.BytesIO(source)
     found = os.stat(source)
     if not stat.S_ISREG(found.st_mode):
-        raise DamagedPicture('no file, but a folder, pipe or device')
-    if found.st_size > MAX_PICTURE_BYTES:
-        raise DamagedPicture(f'{found.st_size} bytes, more than {MAX_PICTURE_BYTES}')
+        raise DamagedImage('no file, but a folder, pipe or device')
+    if found.st_size > MAX_IMAGE_BYTES:
+        raise DamagedImage(f'{found.st_size} bytes, more than {MAX_IMAGE_BYTES}')
     return open(source, 'rb')

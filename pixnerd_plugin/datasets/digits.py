@@ -9,13 +9,13 @@ from PIL import Image
 
 from pixnerd_plugin.registry import DATASETS
 
-from .base import PictureDataset, digest
+from .base import ImageDataset, digest
 
 _NUM_TEST = 360
 
 
 @DATASETS.register_module()
-class DigitsDataset(PictureDataset):
+class DigitsDataset(ImageDataset):
     """The handwritten digits of scikit-learn, as RGB images of any size, held in memory.
 
     Samples are ``dict(img, label)`` with ``img`` (size, size, 3) uint8, so the pipeline needs no `LoadRGB`.
@@ -23,7 +23,7 @@ class DigitsDataset(PictureDataset):
     Args:
         size: side in pixels; the 8×8 originals are interpolated with Pillow's bicubic filter.
         split: 'train' (1437 digits), 'test' (the other 360, always the same) or 'all'.
-        kwargs: `PictureDataset`'s arguments.
+        kwargs: `ImageDataset`'s arguments.
     """
 
     METAINFO = dict(classes=tuple('0123456789'))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 
-class DamagedPicture(ValueError):
+class DamagedImage(ValueError):
     """A picture cannot be read. Pipelines raise this, and the dataset skips the picture."""
 
 

@@ -11,10 +11,10 @@ from mmengine.logging import print_log
 
 from pixnerd_plugin.registry import DATASETS
 
-from .base import PictureDataset, digest
+from .base import ImageDataset, digest
 from .captions import CAPTION_SUFFIXES, MAX_CAPTION_BYTES, CaptionedDataset
 
-PICTURE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff')
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff')
 
 
 def list_files(folder: str) -> Iterator[str]:
@@ -28,9 +28,9 @@ def list_files(folder: str) -> Iterator[str]:
             yield from list_files(entry.path)
 
 
-def list_pictures(folder: str) -> list[str]:
+def list_images(folder: str) -> list[str]:
     """List the picture files below a folder in a fixed order."""
-    return [path for path in list_files(folder) if path.lower().endswith(PICTURE_SUFFIXES)]
+    return [path for path in list_files(folder) if path.lower().endswith(IMAGE_SUFFIXES)]
 
 
 def checked_folder(data_root: str | os.PathLike[str], expected: str) -> str:
@@ -47,7 +47,7 @@ def checked_folder(data_root: str | os.PathLike[str], expected: str) -> str:
 
 
 @DATASETS.register_module()
-class ImageFolder(PictureDataset):
+class ImageFolder(ImageDataset):
     """Pictures in one folder per class, as in ImageNet: ``data_root/n01440764/*.JPEG``.
 
     Labels number the class folders in sorted order. ``metainfo['classes']`` names them, by default by their folders.
@@ -55,10 +55,10 @@ class ImageFolder(PictureDataset):
 
     Args:
         data_root: the folder of class folders.
-        kwargs: `PictureDataset`'s arguments, `pipeline` and `max_damaged` among them.
+        kwargs: `ImageDataset`'s arguments, `pipeline` and `max_damaged` among them.
     """
 
-    EXPECTED = f'one sub-folder per class, with pictures ({", ".join(PICTURE_SUFFIXES)}) in each'
+    EXPECTED = f'one sub-folder per class, with pictures ({", ".join(IMAGE_SUFFIXES)}) in each'
 
     def __init__(self, data_root: str, **kwargs: Any):
         super().__init__(data_root=checked_folder(data_root, self.EXPECTED), **kwargs)
@@ -70,7 +70,7 @@ class ImageFolder(PictureDataset):
             )
         # In threads, because listing a network file system is mostly waiting.
         with ThreadPoolExecutor(max_workers=16) as pool:
-            pictures = list(pool.map(lambda name: list_pictures(os.path.join(self.data_root, name)), folders))
+            pictures = list(pool.map(lambda name: list_images(os.path.join(self.data_root, name)), folders))
         if not any(pictures):
             raise ValueError(
                 f'no pictures in the sub-folders of data_root {self.data_root!r}; expected {self.EXPECTED}'
@@ -97,7 +97,7 @@ class CaptionFolder(CaptionedDataset):
         kwargs: `CaptionedDataset`'s arguments, `pipeline`, `max_damaged` and `caption_key` among them.
     """
 
-    EXPECTED = f'pictures ({", ".join(PICTURE_SUFFIXES)}) with a .txt or .json caption beside each'
+    EXPECTED = f'pictures ({", ".join(IMAGE_SUFFIXES)}) with a .txt or .json caption beside each'
 
     def __init__(self, data_root: str, **kwargs: Any):
         super().__init__(data_root=checked_folder(data_root, self.EXPECTED), **kwargs)
@@ -110,7 +110,7 @@ class CaptionFolder(CaptionedDataset):
             names = (os.path.splitext(path)[0] + suffix for suffix in CAPTION_SUFFIXES)
             return next((name for name in names if name in captions), None)
 
-        found = {path: beside(path) for path in files if path.lower().endswith(PICTURE_SUFFIXES)}
+        found = {path: beside(path) for path in files if path.lower().endswith(IMAGE_SUFFIXES)}
         if not any(found.values()):
             raise ValueError(f'no captioned pictures in data_root {self.data_root!r}; expected {self.EXPECTED}')
         missing = sum(caption is None for caption in found.values())

@@ -12,8 +12,8 @@ import numpy as np
 from pixnerd_plugin.formats.plain_file import require_file
 
 from .captions import CAPTION_SUFFIXES, MAX_CAPTION_BYTES, parse_captions
-from .decode import MAX_PICTURE_BYTES
-from .image_folder import PICTURE_SUFFIXES
+from .decode import MAX_IMAGE_BYTES
+from .image_folder import IMAGE_SUFFIXES
 from .shards import PAIR
 from .tar_file import Member, read_members
 
@@ -50,7 +50,7 @@ def scan_shard(path: str, caption_key: str = 'caption') -> tuple[np.ndarray, lis
         pair = members.setdefault(f'{folder}/{stem}', {})
         if kind in pair:
             problems.append(Problem('repeated name', _printable(member.name)))
-        elif kind == 'picture' and not 0 < member.size <= MAX_PICTURE_BYTES:
+        elif kind == 'picture' and not 0 < member.size <= MAX_IMAGE_BYTES:
             problems.append(Problem('broken member', f'{_printable(member.name)}: a picture of {member.size} bytes'))
         else:
             pair[kind] = member
@@ -85,7 +85,7 @@ def scan_shard(path: str, caption_key: str = 'caption') -> tuple[np.ndarray, lis
 def _kind(suffix: str) -> str | None:
     if suffix in CAPTION_SUFFIXES:
         return suffix
-    return 'picture' if suffix in PICTURE_SUFFIXES else None
+    return 'picture' if suffix in IMAGE_SUFFIXES else None
 
 
 def _regular_members(path: str, problems: list[Problem]) -> Iterator[Member]:

@@ -30,8 +30,8 @@ from pixnerd_plugin.registry import DATASETS
 
 from .base import digest
 from .captions import CAPTION_SUFFIXES, MAX_CAPTION_BYTES, CaptionedDataset
-from .decode import MAX_PICTURE_BYTES
-from .faults import DamagedPicture
+from .decode import MAX_IMAGE_BYTES
+from .faults import DamagedImage
 from .image_folder import checked_folder
 
 # Offsets and sizes are in bytes. caption_kind: 0 none, 1 .txt, 2 .json.
@@ -206,7 +206,7 @@ class ShardIndex:
             return False
         size = self.shards[pair.shard].size
         return (
-            0 < pair.image_size <= MAX_PICTURE_BYTES
+            0 < pair.image_size <= MAX_IMAGE_BYTES
             and pair.image_offset + pair.image_size <= size
             and pair.caption_size <= MAX_CAPTION_BYTES
             and pair.caption_offset + pair.caption_size <= size
@@ -309,7 +309,7 @@ class ShardDataset(CaptionedDataset):
         try:
             encoded = self._reader.read(pair.shard, pair.image_offset, pair.image_size)
         except OSError as error:
-            raise DamagedPicture(str(error)) from error
+            raise DamagedImage(str(error)) from error
         return self._with_captions(idx, pair, dict(img_bytes=encoded))
 
     def _where(self, pair: Pair) -> str:

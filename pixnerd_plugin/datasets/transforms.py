@@ -17,8 +17,8 @@ from PIL import Image
 from pixnerd_plugin.models.conditioners.embedding_store import TextEmbeddingStore
 from pixnerd_plugin.registry import TRANSFORMS
 
-from .decode import decode_picture
-from .faults import DamagedPicture
+from .decode import decode_image
+from .faults import DamagedImage
 
 
 def adm_center_crop(picture: Image.Image, size: int) -> Image.Image:
@@ -45,7 +45,7 @@ def resize_center_crop(picture: Image.Image, height: int, width: int) -> Image.I
 def _resize(picture: Image.Image, width: int, height: int, resample: Image.Resampling) -> Image.Image:
     # A single row of 20000 pixels would grow to 4 GB before the crop.
     if Image.MAX_IMAGE_PIXELS and width * height > Image.MAX_IMAGE_PIXELS:
-        raise DamagedPicture(f'{picture.width}x{picture.height} is too elongated: resized, it is {width}x{height}')
+        raise DamagedImage(f'{picture.width}x{picture.height} is too elongated: resized, it is {width}x{height}')
     return picture.resize((width, height), resample)
 
 
@@ -53,11 +53,11 @@ def _crop(picture: Image.Image, left: int, top: int, width: int, height: int) ->
     return picture.crop((left, top, left + width, top + height))
 
 
-def _picture(results: dict[str, Any]) -> Image.Image:
+def _image(results: dict[str, Any]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(results['img']))
 
 
-def _with_picture(results: dict[str, Any], picture: Image.Image) -> dict[str, Any]:
+def _with_image(results: dict[str, Any], picture: Image.Image) -> dict[str, Any]:
     # A copy, because an array over Pillow's memory is read-only, and other transforms may write to it.
     results['img'] = np.array(picture)
     results['img_shape'] = results['img'].shape[:2]
@@ -89,7 +89,7 @@ class LoadRGB(Transform):
         exif_orientation: rotate the image as its EXIF tag says. ADM's reference statistics were made without.
 
     Raises:
-        DamagedPicture: if the image cannot be decoded.
+        DamagedImage: if the image cannot be decoded.
     """
 
     def __init__(self, exif_orientation: bool = True):
@@ -97,8 +97,8 @@ class LoadRGB(Transform):
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         encoded = results.pop('img_bytes', None)
-        picture = decode_picture(results['img_path'] if encoded is None else encoded, self.exif_orientation)
-        results = _with_picture(results, picture)
+        picture = decode_image(results['img_path'] if encoded is None else encoded, self.exif_orientation)
+        results = _with_image(results, picture)
         results['ori_shape'] = results['img_shape']
         return results
 
@@ -111,7 +111,7 @@ class ADMCenterCrop(Transform):
         self.size = _positive(size)
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        return _with_picture(results, adm_center_crop(_picture(results), self.size))
+        return _with_image(results, adm_center_crop(_image(results), self.size))
 
 
 @TRANSFORMS.register_module()
@@ -127,7 +127,7 @@ class ResizeCenterCrop(Transform):
         self.height, self.width = _positive(height), _positive(width)
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        return _with_picture(results, resize_center_crop(_picture(results), self.height, self.width))
+        return _with_image(results, resize_center_crop(_image(results), self.height, self.width))
 
 
 @TRANSFORMS.register_module()
@@ -145,11 +145,11 @@ class RandomCropResize(Transform):
         self.size, self.min_scale = _positive(size), min_scale
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        picture = _picture(results)
+        picture = _image(results)
         side = np.random.uniform(self.min_scale, 1) * min(picture.size)
         left, top = np.random.uniform(0, picture.width - side), np.random.uniform(0, picture.height - side)
         square = (left, top, left + side, top + side)
-        return _with_picture(results, picture.resize((self.size, self.size), Image.Resampling.BICUBIC, box=square))
+        return _with_image(results, picture.resize((self.size, self.size), Image.Resampling.BICUBIC, box=square))
 
 
 @TRANSFORMS.register_module()

@@ -9,7 +9,7 @@ import torch
 from mmengine.model import BaseModel
 from torch import Tensor
 
-from pixnerd_plugin.functional.noise import draw_noise, picture_generators
+from pixnerd_plugin.functional.noise import draw_noise, image_generators
 from pixnerd_plugin.models.lora import add_lora
 from pixnerd_plugin.registry import MODELS, build
 
@@ -132,6 +132,6 @@ class PixNerd(BaseModel):
         if 'noise' in data_samples:
             return self.sample(data_samples, data_samples['noise'])
         if 'seed' in data_samples:
-            generators = picture_generators(data_samples['seed'].tolist())
+            generators = image_generators(data_samples['seed'].tolist())
             return self.sample(data_samples, draw_noise(generators, inputs.shape[1:]), generators=generators)
         return self.sample(data_samples, torch.randn(inputs.shape))

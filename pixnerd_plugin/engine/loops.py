@@ -165,12 +165,12 @@ class ResumableTrainLoop(BaseLoop):
     def _save_recent_batches(self) -> str:
         """Write the last batches of this rank beside the checkpoints; return a message for the user."""
         model = self.runner.model.module if is_model_wrapper(self.runner.model) else self.runner.model
-        per_picture = getattr(model.loss, 'per_picture', {})
+        per_image = getattr(model.loss, 'per_image', {})
         path = Path(self.runner.work_dir) / f'nonfinite_iter_{self._iter + 1}_rank_{get_rank()}.pth'
         recent = [dict(iteration=iteration, batch=batch) for iteration, batch in self._recent]
         with atomic_path(path) as temporary:
-            torch.save(plain(dict(recent=recent, rank=get_rank(), per_picture=per_picture)), temporary)
+            torch.save(plain(dict(recent=recent, rank=get_rank(), per_image=per_image)), temporary)
         broken = [
-            f'{name} of {count}' for name, terms in per_picture.items() if (count := int((~terms.isfinite()).sum()))
+            f'{name} of {count}' for name, terms in per_image.items() if (count := int((~terms.isfinite()).sum()))
         ]
         return f'the last batches are in {path}' + (f', not finite: {", ".join(broken)} pictures' if broken else '')

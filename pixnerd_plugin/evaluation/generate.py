@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pixnerd_plugin.checkpoints import load_into, read_checkpoint
-from pixnerd_plugin.functional.noise import draw_noise, picture_generators
+from pixnerd_plugin.functional.noise import draw_noise, image_generators
 from pixnerd_plugin.images import to_uint8
 from pixnerd_plugin.registry import MODELS
 
@@ -37,7 +37,7 @@ def sample_grid_hook(config: Any) -> Mapping[str, Any]:
     raise ValueError(f'{config.filename} has no SampleGridHook to take the prompts from')
 
 
-def picture_size(config: Any, checkpoint: str | Path | None = None) -> tuple[int, int]:
+def image_size_of(config: Any, checkpoint: str | Path | None = None) -> tuple[int, int]:
     """Height and width of the pictures of a config: its ``image_size``, else the checkpoint's resolution.
 
     Raises:
@@ -54,7 +54,7 @@ def picture_size(config: Any, checkpoint: str | Path | None = None) -> tuple[int
     return sides
 
 
-def draw_pictures(
+def draw_images(
     model: Any, conditions: Mapping[str, Sequence[Any]], seeds: Sequence[int], size: tuple[int, int]
 ) -> np.ndarray:
     """Sample one picture per seed, uint8 ``(B, H, W, 3)``; each depends on its own seed and condition alone.
@@ -62,7 +62,7 @@ def draw_pictures(
     Raises:
         FloatingPointError: if a picture is not finite; the message names its seed.
     """
-    generators = picture_generators(seeds)
+    generators = image_generators(seeds)
     images = model.sample(conditions, draw_noise(generators, (3, *size)), generators=generators)
     bad = [seed for seed, image in zip(seeds, images, strict=True) if not image.isfinite().all()]
     if bad:

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pixnerd_plugin.datasets.faults import DamagedPicture
-from pixnerd_plugin.datasets.image_folder import checked_folder, list_pictures
+from pixnerd_plugin.datasets.faults import DamagedImage
+from pixnerd_plugin.datasets.image_folder import checked_folder, list_images
 
 from .npz import Header, open_npz
 
@@ -23,7 +23,7 @@ ARRAY = 'arr_0'
 MAX_SIDE = 4096
 
 
-class Pictures(ABC):
+class Images(ABC):
     """A list of pictures of one size.
 
     ``where`` names their place in messages, ``size`` is (height, width), and ``labels`` are class numbers, if known.
@@ -40,12 +40,12 @@ class Pictures(ABC):
     def batches(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Tensor]:
         """Yield uint8 ``(B, 3, H, W)``: every ``world_size``-th batch, starting with batch ``rank``."""
 
-    def subset(self, indices: Sequence[int]) -> TensorPictures:
+    def subset(self, indices: Sequence[int]) -> TensorImages:
         """Read chosen pictures into memory, in the given order."""
         raise NotImplementedError(f'{type(self).__name__} reads its pictures in order only')
 
 
-class FolderPictures(Pictures):
+class FolderImages(Images):
     """The picture files below a folder, in a fixed order; sub-folders are the classes.
 
     Args:
@@ -56,7 +56,7 @@ class FolderPictures(Pictures):
     def __init__(self, folder: str | Path, crop: tuple[int, int] | None = None):
         self.where = str(folder)
         root = checked_folder(folder, 'a folder of pictures')
-        self.paths = list_pictures(root)
+        self.paths = list_images(root)
         if not self.paths:
             raise ValueError(f'no pictures below {folder}')
         if crop is not None and crop[0] != crop[1]:
@@ -86,25 +86,25 @@ class FolderPictures(Pictures):
                 images.append(image)
             yield to_tensor(np.stack(images))
 
-    def subset(self, indices: Sequence[int]) -> TensorPictures:
+    def subset(self, indices: Sequence[int]) -> TensorImages:
         images = to_tensor(np.stack([self._read(self.paths[index]) for index in indices]))
         labels = None if self.labels is None else self.labels[list(indices)]
-        return TensorPictures(self.where, images, labels)
+        return TensorImages(self.where, images, labels)
 
     def _read(self, path: str) -> np.ndarray:
-        from pixnerd_plugin.datasets.decode import decode_picture
+        from pixnerd_plugin.datasets.decode import decode_image
         from pixnerd_plugin.datasets.transforms import adm_center_crop
 
         try:
-            picture = decode_picture(path)
+            picture = decode_image(path)
             if self.crop is not None:
                 picture = adm_center_crop(picture, self.crop[0])
-        except DamagedPicture as error:
+        except DamagedImage as error:
             raise ValueError(f'{path} cannot be read as a picture: {error}') from None
         return np.array(picture)
 
 
-class NpzPictures(Pictures):
+class NpzImages(Images):
     """``arr_0`` of an npz as ADM writes it, uint8 ``(N, H, W, 3)``; never held in memory as a whole.
 
     Args:
@@ -133,7 +133,7 @@ class NpzPictures(Pictures):
                     yield to_tensor(np.frombuffer(data, np.uint8).reshape(count, *shape[1:]))
 
 
-class TensorPictures(Pictures):
+class TensorImages(Images):
     """Pictures in memory, uint8 ``(N, 3, H, W)``."""
 
     def __init__(self, where: str, images: Tensor, labels: Tensor | None = None):
@@ -146,22 +146,22 @@ class TensorPictures(Pictures):
     def batches(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Tensor]:
         return iter(self.images.split(batch_size)[rank::world_size])
 
-    def subset(self, indices: Sequence[int]) -> TensorPictures:
+    def subset(self, indices: Sequence[int]) -> TensorImages:
         labels = None if self.labels is None else self.labels[list(indices)]
-        return TensorPictures(self.where, self.images[list(indices)], labels)
+        return TensorImages(self.where, self.images[list(indices)], labels)
 
 
-def digit_pictures(split: str, size: tuple[int, int]) -> TensorPictures:
+def digit_images(split: str, size: tuple[int, int]) -> TensorImages:
     """A split, ``'train'`` or ``'test'``, of scikit-learn's digits drawn at ``size``."""
     from pixnerd_plugin.datasets import DigitsDataset
 
     dataset = DigitsDataset(size=size[0], split=split)
     digits = [dataset[index] for index in range(len(dataset))]
     images = to_tensor(np.stack([digit['img'] for digit in digits]))
-    return TensorPictures(f'digits:{split}', images, torch.tensor([digit['label'] for digit in digits]))
+    return TensorImages(f'digits:{split}', images, torch.tensor([digit['label'] for digit in digits]))
 
 
-def open_pictures(where: str | Path, size: tuple[int, int] | None = None, center_crop: bool = False) -> Pictures:
+def open_images(where: str | Path, size: tuple[int, int] | None = None, center_crop: bool = False) -> Images:
     """Open a folder, an npz, ``'digits:train'`` or ``'digits:test'``.
 
     Args:
@@ -174,11 +174,11 @@ def open_pictures(where: str | Path, size: tuple[int, int] | None = None, center
         ValueError: if it is not readable, or has another size.
     """
     if str(where).startswith('digits:'):
-        return digit_pictures(str(where).removeprefix('digits:'), size or (32, 32))
+        return digit_images(str(where).removeprefix('digits:'), size or (32, 32))
     if Path(where).is_dir():
-        pictures: Pictures = FolderPictures(where, size if center_crop else None)
+        pictures: Images = FolderImages(where, size if center_crop else None)
     elif Path(where).is_file():
-        pictures = NpzPictures(where)
+        pictures = NpzImages(where)
     else:
         raise FileNotFoundError(f"{where} is neither a folder of pictures nor an npz, nor 'digits:test'")
     if size is not None and tuple(pictures.size) != tuple(size):
@@ -190,7 +190,7 @@ def open_pictures(where: str | Path, size: tuple[int, int] | None = None, center
     return pictures
 
 
-def load_all(pictures: Pictures) -> tuple[Tensor, Tensor]:
+def load_all(pictures: Images) -> tuple[Tensor, Tensor]:
     """Read all pictures as uint8 ``(N, 3, H, W)``, and their labels ``(N,)``.
 
     Raises:
@@ -217,10 +217,10 @@ def open_array(path: str | Path) -> Iterator[tuple[IO[bytes], tuple[int, int, in
         if ARRAY not in archive.names:
             raise ValueError(f'{path} holds no pictures ({ARRAY}), only {", ".join(archive.names)[:200]}')
         with archive.open(ARRAY) as (stream, header):
-            yield stream, picture_shape(header, f'{ARRAY} in {path}')
+            yield stream, image_shape(header, f'{ARRAY} in {path}')
 
 
-def picture_shape(header: Header, where: str) -> tuple[int, int, int, int]:
+def image_shape(header: Header, where: str) -> tuple[int, int, int, int]:
     """The shape of an array of pictures.
 
     Raises:

@@ -13,7 +13,7 @@ from torch import Tensor
 from .features import FeatureExtractor, Features
 from .metrics import Statistics, frechet_distance, inception_score, precision_recall
 from .npz import open_npz
-from .pictures import ARRAY, Pictures, open_pictures
+from .pictures import ARRAY, Images, open_images
 
 STATISTICS = ('mu', 'sigma', 'mu_s', 'sigma_s')
 
@@ -27,7 +27,7 @@ class Reference:
 
     where: str
     size: tuple[int, int]
-    pictures: Pictures | None = None
+    pictures: Images | None = None
     pool: Statistics | None = None
     spatial: Statistics | None = None
     features: Features | None = None
@@ -69,7 +69,7 @@ def open_reference(
             )
         reference.pool, reference.spatial = _read_statistics(where, extractor.dim)
     if not names or ARRAY in names:
-        reference.pictures = open_pictures(where, size, center_crop)
+        reference.pictures = open_images(where, size, center_crop)
         if reference.pool is None:
             require_enough(len(reference.pictures), extractor, f'reference {where}')
     return reference
@@ -111,7 +111,7 @@ def prepare(
 
 
 def measure(
-    samples: Pictures,
+    samples: Images,
     reference: Reference,
     extractor: FeatureExtractor,
     batch_size: int = 64,
@@ -161,7 +161,7 @@ def compare(
 
 
 @torch.no_grad()
-def extract(pictures: Pictures, extractor: FeatureExtractor, batch_size: int = 64) -> Features | None:
+def extract(pictures: Images, extractor: FeatureExtractor, batch_size: int = 64) -> Features | None:
     """Compute the features of all pictures, in order; each process computes a share, and rank 0 gets all of them.
 
     Raises:

@@ -18,7 +18,7 @@ from pixnerd_plugin.formats.schema import Rule, shown
 from pixnerd_plugin.formats.text_file import parse_table, read_text
 
 from .npz import read_header
-from .pictures import ARRAY, open_array, picture_shape
+from .pictures import ARRAY, image_shape, open_array
 
 _DESCRIPTION = dict(run=Rule('a table', lambda value: type(value) is dict))
 
@@ -148,7 +148,7 @@ class SampleStore:
         with open(path, 'rb') as file:
             try:
                 header = read_header(file)
-                shape = picture_shape(header, str(path))
+                shape = image_shape(header, str(path))
                 if shape[0] != stop - first or header.nbytes != path.stat().st_size:
                     raise ValueError(f'it has {path.stat().st_size} bytes and claims {shape}')
             except ValueError as error:

@@ -20,8 +20,8 @@ from pixnerd_plugin.registry import MODELS
 
 from .classifier import ClassifierFeatures
 from .features import Features
-from .generate import draw_pictures, load_model, picture_size
-from .pictures import Pictures, TensorPictures, load_all, open_pictures, to_tensor
+from .generate import draw_images, image_size_of, load_model
+from .pictures import Images, TensorImages, load_all, open_images, to_tensor
 from .quality import compare, extract, require_enough
 
 NUM_KNOWN = 2000
@@ -34,7 +34,7 @@ class Scorer:
     """Scores samples with a classifier of the data's classes, against held-out pictures in its features."""
 
     extractor: ClassifierFeatures
-    test: Pictures
+    test: Images
     """Held-out pictures, at most ``NUM_KNOWN``."""
     known: Features
     floor: dict[str, float]
@@ -59,8 +59,8 @@ def make_scorer(config: Any, classifier: str | Path, num: int, seed: int = 0) ->
         seed: seed for choosing the training pictures of ``floor``.
     """
     extractor = ClassifierFeatures(classifier)
-    size = picture_size(config)
-    train, test = (open_pictures(split_of(config, split), size) for split in ('train', 'test'))
+    size = image_size_of(config)
+    train, test = (open_images(split_of(config, split), size) for split in ('train', 'test'))
     require_enough(num, extractor, 'the sample')
     generator = torch.Generator().manual_seed(seed)
     real = train.subset(torch.randperm(len(train), generator=generator)[:num].tolist())
@@ -97,7 +97,7 @@ def measure_variant(
     times and noise for every variant.
     """
     config = load_config(path, options)
-    size = picture_size(config)
+    size = image_size_of(config)
     model = load_model(config, str(checkpoint), 'cpu')
     result: dict[str, Any] = dict(
         parameters=sum(p.numel() for p in model.backbone.parameters()), gflops=training_gflops(config)
@@ -110,11 +110,11 @@ def measure_variant(
 def training_gflops(config: Any) -> float:
     """GFLOPs of a forward and backward pass over one picture, attention included."""
     with torch.device('meta'):
-        return training_flops(MODELS.build(config.model.backbone), picture_size(config)) / 1e9
+        return training_flops(MODELS.build(config.model.backbone), image_size_of(config)) / 1e9
 
 
 @torch.no_grad()
-def held_out_losses(config: Any, net: Any, checkpoint: Path, test: Pictures) -> dict[str, float]:
+def held_out_losses(config: Any, net: Any, checkpoint: Path, test: Images) -> dict[str, float]:
     """The training losses on held-out pictures, without dropping conditions."""
     loss = MODELS.build(dict(config.model.loss)).eval()
     state = torch.load(checkpoint, map_location='cpu', weights_only=True)['state_dict']
@@ -142,12 +142,12 @@ def score_samples(model: Any, scorer: Scorer, num: int, size: tuple[int, int], s
     labels = torch.arange(num) % len(scorer.extractor.description['class_names'])
     pictures = []
     for part in torch.arange(num).split(BATCH):
-        drawn = draw_pictures(model, dict(label=labels[part].tolist()), [seed + int(number) for number in part], size)
+        drawn = draw_images(model, dict(label=labels[part].tolist()), [seed + int(number) for number in part], size)
         pictures.append(to_tensor(drawn))
-    return _score(TensorPictures('samples', torch.cat(pictures), labels), scorer.extractor, scorer.known)
+    return _score(TensorImages('samples', torch.cat(pictures), labels), scorer.extractor, scorer.known)
 
 
-def _score(pictures: Pictures, extractor: ClassifierFeatures, known: Features) -> dict[str, float]:
+def _score(pictures: Images, extractor: ClassifierFeatures, known: Features) -> dict[str, float]:
     features = _features(pictures, extractor)
     result = compare(features, known, extractor)
     assert features.logits is not None
@@ -161,7 +161,7 @@ def _score(pictures: Pictures, extractor: ClassifierFeatures, known: Features) -
     )
 
 
-def _features(pictures: Pictures, extractor: ClassifierFeatures) -> Features:
+def _features(pictures: Images, extractor: ClassifierFeatures) -> Features:
     features = extract(pictures, extractor, BATCH)
     assert features is not None  # a study runs in one process
     return features

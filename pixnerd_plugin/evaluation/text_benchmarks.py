@@ -28,7 +28,7 @@ from pixnerd_plugin.images import image_grid, save_png
 
 GENEVAL_TASKS = ('single_object', 'two_object', 'counting', 'colors', 'position', 'color_attr')
 DPG_CATEGORIES = ('global', 'entity', 'attribute', 'relation', 'other')
-PICTURES_PER_PROMPT = 4
+IMAGES_PER_PROMPT = 4
 RUN = 'run.json'
 
 # GenEval's own file has 70 KB and its results 1 MB; a prompt of DPG-Bench has 1 KB.
@@ -176,7 +176,7 @@ def write_geneval_metadata(prompts: list[Prompt], out: Path) -> None:
             temporary.write_text(json.dumps(prompt.metadata), encoding='utf-8')
 
 
-def dpg_jobs(prompts: list[Prompt], out: Path, num: int = PICTURES_PER_PROMPT) -> list[Job]:
+def dpg_jobs(prompts: list[Prompt], out: Path, num: int = IMAGES_PER_PROMPT) -> list[Job]:
     """The single pictures, which are kept beside the grids so that none is drawn twice."""
     pictures = out / 'pictures'
     return [
@@ -197,7 +197,7 @@ def write_dpg_grids(prompts: list[Prompt], out: Path) -> None:
     # The scorer takes every file in this folder for a picture.
     remove_leftovers(grids)
     for prompt in prompts:
-        paths = [out / 'pictures' / f'{prompt.name}_{k}.png' for k in range(PICTURES_PER_PROMPT)]
+        paths = [out / 'pictures' / f'{prompt.name}_{k}.png' for k in range(IMAGES_PER_PROMPT)]
         absent = [path for path in paths if not path.is_file()]
         if absent:
             raise ValueError(f'{absent[0]} is missing; run the command again')

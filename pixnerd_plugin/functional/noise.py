@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-def picture_generators(seeds: Sequence[int]) -> list[torch.Generator]:
+def image_generators(seeds: Sequence[int]) -> list[torch.Generator]:
     """One CPU generator for each seed, as in the release: a picture's noise depends on its own seed alone."""
     return [torch.Generator('cpu').manual_seed(seed) for seed in seeds]
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from pixnerd_plugin.datasets import CaptionFolder, ImageFolder, ShardDataset
 from pixnerd_plugin.datasets.captions import parse_captions
-from pixnerd_plugin.datasets.decode import decode_picture
+from pixnerd_plugin.datasets.decode import decode_image
 from pixnerd_plugin.datasets.shard_scan import scan_shard
 from pixnerd_plugin.datasets.shards import BLOCK, PAIR, Shard, ShardIndex, write_shard_index
 from pixnerd_plugin.datasets.tar_file import read_members
@@ -347,7 +347,7 @@ def test_a_jpeg_of_thousands_of_scans_is_not_decoded():
     scan = content[content.rindex(b'\xff\xda') : -2]
     many = content[:-2] + scan * 2000 + content[-2:]
     assert len(many) < 2**20
-    assert 'scans, which would take minutes' in refusal(lambda: decode_picture(many))
+    assert 'scans, which would take minutes' in refusal(lambda: decode_image(many))
     encoded = io.BytesIO()
     Image.new('RGB', (64, 48)).save(encoded, 'JPEG', progressive=True)
-    assert decode_picture(encoded.getvalue()).size == (64, 48)
+    assert decode_image(encoded.getvalue()).size == (64, 48)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pixnerd_plugin.datasets import DamagedPicture
+from pixnerd_plugin.datasets import DamagedImage
 from pixnerd_plugin.datasets.transforms import adm_center_crop, resize_center_crop
 from pixnerd_plugin.datasets.visits import seeded
 from pixnerd_plugin.registry import TRANSFORMS
@@ -73,12 +73,12 @@ def test_damaged_bytes_raise_damaged_picture_only():
             damaged = bytearray(encoded[: rng.integers(1, len(encoded))])
             for position in rng.integers(0, len(damaged), 5):
                 damaged[position] = rng.integers(256)
-            with contextlib.suppress(DamagedPicture):
+            with contextlib.suppress(DamagedImage):
                 assert load(bytes(damaged)).shape[2] == 3
 
 
 def test_missing_file_is_damaged(tmp_path):
-    with pytest.raises(DamagedPicture, match='FileNotFoundError'):
+    with pytest.raises(DamagedImage, match='FileNotFoundError'):
         TRANSFORMS.build(dict(type='LoadRGB'))(dict(img_path=str(tmp_path / 'none.png')))
 
 
@@ -106,7 +106,7 @@ def test_resize_center_crop_covers_height_and_width():
 
 
 def test_a_line_of_pixels_does_not_fill_the_memory():
-    with pytest.raises(DamagedPicture, match='20000x1 is too elongated'):
+    with pytest.raises(DamagedImage, match='20000x1 is too elongated'):
         adm_center_crop(Image.new('RGB', (20000, 1)), 256)
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from pixnerd_plugin.engine.algorithm import PixNerd
-from pixnerd_plugin.functional.noise import draw_noise, picture_generators
+from pixnerd_plugin.functional.noise import draw_noise, image_generators
 
 BACKBONE = dict(
     type='PixNerdDiT',
@@ -87,7 +87,7 @@ def test_a_picture_depends_on_its_seed_and_label_only():
 def test_noise_can_be_given():
     net = model()
     data = batch(count=2)
-    noise = draw_noise(picture_generators([0, 1]), (3, 16, 24))
+    noise = draw_noise(image_generators([0, 1]), (3, 16, 24))
     given = net(noise, dict(label=torch.arange(2), noise=noise), mode='predict')
     seeded = net(**net.data_preprocessor(data), mode='predict')
     assert torch.equal(given, seeded)

@@ -57,7 +57,7 @@ def test_too_many_in_a_row_stop_training_and_save_the_batch(tmp_path):
     saved = load(tmp_path / 'nonfinite_iter_4_rank_0.pth')
     assert [batch['iteration'] for batch in saved['recent']] == [2, 3]
     assert saved['recent'][-1]['batch']['inputs'].shape == (4, 3, 16, 16)
-    assert saved['per_picture']['loss_repa'].isnan().sum() == 1
+    assert saved['per_image']['loss_repa'].isnan().sum() == 1
     assert load(tmp_path / 'iter_2.pth')['state_dict']['backbone.patch_embed.weight'].isfinite().all()
 
 

@@ -78,7 +78,7 @@ SHARDS = dict(
 )
 
 
-def write_pictures(root):
+def write_images(root):
     """Twelve pictures in three class folders, and the same in three tar shards with captions and an index."""
     rng = np.random.default_rng(0)
     for i in range(12):
@@ -101,7 +101,7 @@ def write_pictures(root):
 @pytest.mark.parametrize('workers', [0, 2])
 @pytest.mark.parametrize('kind', ['folder', 'shards'])
 def test_real_data_goes_on_where_it_was(tmp_path, kind, workers):
-    write_pictures(tmp_path)
+    write_images(tmp_path)
     if kind == 'folder':
         dataset = FOLDER | dict(data_root=str(tmp_path / 'folder'))
     else:

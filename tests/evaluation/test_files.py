@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from pixnerd_plugin.evaluation import text_benchmarks
 from pixnerd_plugin.evaluation.classifier import METADATA_KEY, ClassifierFeatures, SmallConvNet, save_classifier
-from pixnerd_plugin.evaluation.pictures import open_pictures
+from pixnerd_plugin.evaluation.pictures import open_images
 from pixnerd_plugin.evaluation.quality import open_reference
 from pixnerd_plugin.evaluation.store import SampleStore
 from tests.evaluation.fakes import TinyFeatures, pictures, statistics
@@ -23,7 +23,7 @@ from tests.limits import limited, refusal
 
 def read(path):
     """Every picture of a folder or npz."""
-    return sum(len(batch) for batch in open_pictures(path).batches(16))
+    return sum(len(batch) for batch in open_images(path).batches(16))
 
 
 def header(shape, descr='|u1', **more):

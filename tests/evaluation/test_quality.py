@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from pixnerd_plugin.evaluation.classifier import accuracy, save_classifier, train_classifier
-from pixnerd_plugin.evaluation.pictures import TensorPictures, load_all, open_pictures
+from pixnerd_plugin.evaluation.pictures import TensorImages, load_all, open_images
 from pixnerd_plugin.evaluation.quality import extract, measure, open_reference
 from pixnerd_plugin.registry import MODELS
 from tests.evaluation.fakes import TinyFeatures, pictures, save_npz, statistics
@@ -34,7 +34,7 @@ def test_a_reference_of_pictures_and_one_of_its_statistics_agree(tmp_path, npz):
         statistics=save_npz(tmp_path / 'statistics.npz', **statistics(known)),
     )
     found = {
-        name: measure(open_pictures(npz), open_reference(where, SIZE, extractor), extractor, batch_size=7)
+        name: measure(open_images(npz), open_reference(where, SIZE, extractor), extractor, batch_size=7)
         for name, where in references.items()
     }
     assert set(found['folder']) == {'FID', 'sFID', 'IS', 'precision', 'recall'}
@@ -46,14 +46,14 @@ def test_a_reference_of_pictures_and_one_of_its_statistics_agree(tmp_path, npz):
 
 def test_only_inceptions_distance_is_called_fid(npz):
     extractor = TinyFeatures()
-    results = measure(open_pictures(npz), open_reference(npz, SIZE, extractor), extractor)
+    results = measure(open_images(npz), open_reference(npz, SIZE, extractor), extractor)
     assert results['Frechet distance'] == pytest.approx(0, abs=1e-6)
     assert results['precision'] == results['recall'] == 1
     assert 'FID' not in results
 
 
 def test_shares_of_processes_make_the_whole(npz):
-    whole = open_pictures(npz)
+    whole = open_images(npz)
     parts = [list(whole.batches(7, rank, 3)) for rank in range(3)]
     joined = torch.cat([parts[index % 3][index // 3] for index in range(9)])
     assert torch.equal(joined, torch.from_numpy(pictures(60).transpose(0, 3, 1, 2)))
@@ -63,7 +63,7 @@ def test_adms_crop_brings_a_folder_to_size(tmp_path):
     for index, shape in enumerate([(20, 16), (16, 30), (8, 8)]):
         (tmp_path / 'a').mkdir(exist_ok=True)
         Image.new('RGB', shape, (index, 0, 0)).save(tmp_path / 'a' / f'{index}.png')
-    images, labels = load_all(open_pictures(tmp_path, SIZE, center_crop=True))
+    images, labels = load_all(open_images(tmp_path, SIZE, center_crop=True))
     assert images.shape == (3, 3, 8, 8)
     assert labels.tolist() == [0, 0, 0]
 
@@ -133,7 +133,7 @@ def test_a_mistake_is_one_line(tmp_path, name):
     if name == 'mixed sizes':
         extractor.dim = 1
     with pytest.raises((ValueError, FileNotFoundError), match=message) as raised:
-        measure(open_pictures(good), open_reference(where, SIZE, extractor), extractor)
+        measure(open_images(good), open_reference(where, SIZE, extractor), extractor)
     assert '\n' not in str(raised.value)
 
 
@@ -147,7 +147,7 @@ def test_too_few_samples_are_refused(tmp_path, npz):
     few = save_npz(tmp_path / 'few.npz', arr_0=pictures(10))
     extractor = TinyFeatures()
     with pytest.raises(ValueError, match=r'samples .*few.npz has 10 pictures'):
-        measure(open_pictures(few), open_reference(npz, SIZE, extractor), extractor)
+        measure(open_images(few), open_reference(npz, SIZE, extractor), extractor)
 
 
 def test_features_that_are_not_finite_name_the_pictures(npz):
@@ -158,12 +158,12 @@ def test_features_that_are_not_finite_name_the_pictures(npz):
             return features
 
     with pytest.raises(FloatingPointError, match='tiny gives NaN or infinity for one of the pictures 0 to 19'):
-        extract(open_pictures(npz), Broken(), 20)
+        extract(open_images(npz), Broken(), 20)
 
 
 def test_a_classifier_of_ones_own_scores_accuracy(tmp_path):
     (images, labels), (test_images, test_labels) = (
-        load_all(open_pictures(f'digits:{split}', SIZE)) for split in ('train', 'test')
+        load_all(open_images(f'digits:{split}', SIZE)) for split in ('train', 'test')
     )
     net = train_classifier(images, labels, 10, steps=150)
     share = accuracy(net, test_images, test_labels)
@@ -171,13 +171,13 @@ def test_a_classifier_of_ones_own_scores_accuracy(tmp_path):
     save_classifier(net, tmp_path / 'net.safetensors', class_names=list('0123456789'), size=SIZE, accuracy=share)
     extractor = MODELS.build(dict(type='ClassifierFeatures', weights=tmp_path / 'net.safetensors'))
     known = open_reference('digits:train', SIZE, extractor)
-    real = TensorPictures('real', test_images, test_labels)
+    real = TensorImages('real', test_images, test_labels)
     results = measure(real, known, extractor)
     assert results['accuracy'] == pytest.approx(share)
-    shuffled = TensorPictures('shuffled', test_images, test_labels.flip(0))
+    shuffled = TensorImages('shuffled', test_images, test_labels.flip(0))
     assert measure(shuffled, known, extractor)['accuracy'] < 0.3
     drawn = torch.randint(0, 256, test_images.shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    noise = TensorPictures('noise', drawn)
+    noise = TensorImages('noise', drawn)
     worse = measure(noise, known, extractor)
     assert worse['Frechet distance'] > 10 * results['Frechet distance']
     # By the classifier's features, some noise lies among the digits; no digit lies among the noise.

@@ -79,7 +79,7 @@ def test_loss_and_gradients_are_the_published_ones():
     assert relative_error(losses['loss_flow'], golden['fm_loss'].squeeze()) < 1e-5
     assert relative_error(losses['loss_frequency'], golden['fm_loss_freq'].squeeze()) < 1e-5
     assert relative_error(losses['loss_repa'], 0.5 * golden['cos_loss'].squeeze()) < 1e-5
-    assert relative_error(loss.per_picture['loss_frequency'].mean(), losses['loss_frequency']) < 1e-6
+    assert relative_error(loss.per_image['loss_frequency'].mean(), losses['loss_frequency']) < 1e-6
     sum(losses.values()).backward()
     gradients = to_published({name: p.grad for name, p in net.named_parameters()})
     names = [name for name in golden if name.startswith('grad.') and name.removeprefix('grad.') in gradients]

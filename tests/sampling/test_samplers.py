@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pixnerd_plugin.functional.noise import draw_noise, picture_generators
+from pixnerd_plugin.functional.noise import draw_noise, image_generators
 from pixnerd_plugin.functional.time import time_grid
 from pixnerd_plugin.registry import MODELS
 from pixnerd_plugin.sampling import AdamsFlowSampler, EulerFlowSampler, HeunFlowSampler
@@ -119,7 +119,7 @@ def test_sde_noise_of_a_picture_does_not_depend_on_the_batch():
     sampler = EulerFlowSampler(5, guidance_scale=1, stochastic=True)
 
     def sample(seeds):
-        generators = picture_generators(seeds)
+        generators = image_generators(seeds)
         noise = draw_noise(generators, (1, 2, 2)).double()
         return sampler.sample(net, noise, torch.zeros(len(seeds)), generators=generators)
 

@@ -57,7 +57,7 @@ def samples(work_dir):
 def test_an_interrupted_run_goes_on_and_pictures_do_not_depend_on_the_batch(test, tmp_path, monkeypatch):
     code, _ = test('--num-samples', 25, '--batch-size', 25, '--work-dir', tmp_path / 'whole')
     assert code is None
-    drawn, draw = [], generate.draw_pictures
+    drawn, draw = [], generate.draw_images
 
     def interrupted(model, conditions, seeds, size):
         if len(drawn) == 2:
@@ -65,10 +65,10 @@ def test_an_interrupted_run_goes_on_and_pictures_do_not_depend_on_the_batch(test
         drawn.append(seeds)
         return draw(model, conditions, seeds, size)
 
-    monkeypatch.setattr(generate, 'draw_pictures', interrupted)
+    monkeypatch.setattr(generate, 'draw_images', interrupted)
     code, _ = test('--num-samples', 25, '--batch-size', 4, '--work-dir', tmp_path / 'parts')
     assert code == 'interrupted'
-    monkeypatch.setattr(generate, 'draw_pictures', draw)
+    monkeypatch.setattr(generate, 'draw_images', draw)
     code, printed = test('--num-samples', 25, '--batch-size', 7, '--work-dir', tmp_path / 'parts')
     assert code is None
     assert '8 of 25 samples are there already' in printed
@@ -91,7 +91,7 @@ def test_a_reference_gives_the_metrics(test, tmp_path):
 
 
 def test_mistakes_are_found_before_anything_is_drawn(test, tmp_path, monkeypatch):
-    monkeypatch.setattr(generate, 'draw_pictures', None)
+    monkeypatch.setattr(generate, 'draw_images', None)
     large = fakes.save_npz(tmp_path / 'large.npz', arr_0=fakes.pictures(40, 32))
     mixed = tmp_path / 'mixed'
     mixed.mkdir()

@@ -71,9 +71,9 @@ def prepare(folder: str, out: Path, side: int) -> None:
     from PIL import Image, ImageOps
     from tqdm import tqdm
 
-    from pixnerd_plugin.datasets.image_folder import list_pictures
+    from pixnerd_plugin.datasets.image_folder import list_images
 
-    paths = list_pictures(folder)
+    paths = list_images(folder)
     if not paths:
         raise ValueError(f'no pictures below {folder}')
     used = 0

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from resolution_ways import finer_noise, fixed_tokens, one_step, paper_sample, paper_step, psnr, upsample
 
 from pixnerd_plugin.datasets import DigitsDataset, ImageFolder
-from pixnerd_plugin.functional.noise import draw_noise, picture_generators
+from pixnerd_plugin.functional.noise import draw_noise, image_generators
 from pixnerd_plugin.functional.seams import border_steps, seam_ratio
 
 TIMES = (0.3, 0.5, 0.7, 0.9)
@@ -60,7 +60,7 @@ def print_psnr(single, multi, images, labels, base_size: int) -> None:
 
 def print_looks(single, multi, sampler, images, base_size: int, num: int, seed: int) -> None:
     """Print, for whole sampled pictures: seams between patches, and steps inside patches against the originals'."""
-    noise = draw_noise(picture_generators(range(seed, seed + num)), (3, base_size, base_size))
+    noise = draw_noise(image_generators(range(seed, seed + num)), (3, base_size, base_size))
     labels, null = torch.arange(num) % single.num_classes, torch.tensor([single.num_classes])
     image, field = sampler.sample(single, noise, labels, null, record_field=True)
     image_multi, field_multi = sampler.sample(multi, noise, labels, null, record_field=True)
@@ -87,7 +87,7 @@ def print_looks(single, multi, sampler, images, base_size: int, num: int, seed: 
 
 def print_seams(net, sampler, images, base_size: int, num: int, seed: int, scales=(1, *SCALES)) -> None:
     """Print the seams of one network's pictures by size: decoded from one run, and sampled at the fixed token grid."""
-    noise = draw_noise(picture_generators(range(seed, seed + num)), (3, base_size, base_size))
+    noise = draw_noise(image_generators(range(seed, seed + num)), (3, base_size, base_size))
     labels, null = torch.arange(num) % net.num_classes, torch.tensor([net.num_classes])
     grid = (base_size // net.patch_size,) * 2
     _, field = sampler.sample(net, noise, labels, null, record_field=True)

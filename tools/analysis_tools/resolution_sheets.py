@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from resolution_ways import finer_noise, fixed_tokens, paper_sample, repeat, upsample
 
 from pixnerd_plugin.formats.atomic import atomic_path
-from pixnerd_plugin.functional.noise import draw_noise, picture_generators
+from pixnerd_plugin.functional.noise import draw_noise, image_generators
 from pixnerd_plugin.images import to_uint8
 
 SCALES = (1, 2, 4, 8)
@@ -17,7 +17,7 @@ GAP, TITLE = 4, 18
 
 def draw_sheets(networks: dict, sampler, base_size: int, num: int, seed: int, out: Path) -> None:
     """Write ``sheet_N.png`` for each of ``num`` pictures: a row for each network and way, a column for each scale."""
-    noise = draw_noise(picture_generators(range(seed, seed + num)), (3, base_size, base_size))
+    noise = draw_noise(image_generators(range(seed, seed + num)), (3, base_size, base_size))
     rows = {}
     for name, net in networks.items():
         labels, null = torch.arange(num) % net.num_classes, torch.tensor([net.num_classes])
@@ -45,7 +45,7 @@ def draw_sheets(networks: dict, sampler, base_size: int, num: int, seed: int, ou
 
 def draw_seams(net, sampler, base_size: int, scale: int, num: int, seed: int, path: Path) -> None:
     """Write a sheet of ``num`` pictures at ``scale``: hard borders over joined ones, decoded, then sampled there."""
-    noise = draw_noise(picture_generators(range(seed, seed + num)), (3, base_size, base_size))
+    noise = draw_noise(image_generators(range(seed, seed + num)), (3, base_size, base_size))
     labels, null = torch.arange(num) % net.num_classes, torch.tensor([net.num_classes])
     grid, size = (base_size // net.patch_size,) * 2, (base_size * scale,) * 2
     _, field = sampler.sample(net, noise, labels, null, record_field=True)
@@ -71,7 +71,7 @@ def draw_native(
     rows = []
     print('| size | tokens | recognised |\n|---|---|---|')
     for height, width in [(base_size, base_size), *sizes]:
-        noise = draw_noise(picture_generators(range(seed, seed + num)), (3, height, width))
+        noise = draw_noise(image_generators(range(seed, seed + num)), (3, height, width))
         tokens = (height // net.patch_size, width // net.patch_size)
         ways = {tokens: sampler.sample(net, noise, labels, null)}
         if tokens != grid:

@@ -44,7 +44,7 @@ def main(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from pixnerd_plugin import load_pipeline
-    from pixnerd_plugin.functional.noise import draw_noise, picture_generators
+    from pixnerd_plugin.functional.noise import draw_noise, image_generators
 
     if min(args.steps) < 1 or args.reference_steps <= max(args.steps):
         raise ValueError(f'--steps {args.steps} must be at least 1 and below --reference-steps {args.reference_steps}')
@@ -54,7 +54,7 @@ def main(args: argparse.Namespace) -> None:
     net, device = pipe.net, pipe.device
     scale = pipe.sampler.guidance_scale if args.guidance is None else args.guidance
     shape = (net.in_channels, *pipe.size_of(args.size))
-    noise = draw_noise(picture_generators(range(args.seed, args.seed + args.num)), shape)
+    noise = draw_noise(image_generators(range(args.seed, args.seed + args.num)), shape)
     labels = (torch.arange(args.num) % net.num_classes).to(device)
     inputs = (net, noise.to(device), labels, torch.tensor([net.num_classes], device=device))
 

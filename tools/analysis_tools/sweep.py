@@ -100,12 +100,12 @@ def claim_folder(args: argparse.Namespace, config) -> None:
 
 def train_classifier(config, path: Path) -> None:
     from pixnerd_plugin.evaluation.classifier import accuracy, save_classifier, train_classifier
-    from pixnerd_plugin.evaluation.generate import picture_size
-    from pixnerd_plugin.evaluation.pictures import load_all, open_pictures
+    from pixnerd_plugin.evaluation.generate import image_size_of
+    from pixnerd_plugin.evaluation.pictures import load_all, open_images
     from pixnerd_plugin.evaluation.study import split_of
 
-    size = picture_size(config)
-    (images, labels), test = (load_all(open_pictures(split_of(config, part), size)) for part in ('train', 'test'))
+    size = image_size_of(config)
+    (images, labels), test = (load_all(open_images(split_of(config, part), size)) for part in ('train', 'test'))
     names = config.model.conditioner.class_names
     print(f'Training a classifier on {len(images)} pictures, once.')
     net = train_classifier(images, labels, len(names), steps=300)
@@ -234,7 +234,7 @@ def run_sampling(args, config, classifier, scorer, axis: str) -> None:
     """Score each sampler of an axis on the unchanged network, in the first seed."""
     from pixnerd_plugin.engine.config import load_config
     from pixnerd_plugin.evaluation import study
-    from pixnerd_plugin.evaluation.generate import load_model, picture_size
+    from pixnerd_plugin.evaluation.generate import image_size_of, load_model
     from pixnerd_plugin.registry import MODELS
 
     entries, seed = run_options(config, classifier, args.iters), args.seeds[0]
@@ -245,7 +245,7 @@ def run_sampling(args, config, classifier, scorer, axis: str) -> None:
         if not path.is_file():
             model.sampler = MODELS.build(dict(sampler))
             print(f'Sampling with {path.stem}', flush=True)
-            scores = study.score_samples(model, scorer, args.samples, picture_size(config))
+            scores = study.score_samples(model, scorer, args.samples, image_size_of(config))
             study.save_result(path, dict(name=path.stem, sampler=sampler, **scores))
 
 

@@ -12,7 +12,7 @@ from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 
-from pixnerd_plugin.functional.noise import draw_noise, picture_generators
+from pixnerd_plugin.functional.noise import draw_noise, image_generators
 from pixnerd_plugin.images import image_grid, save_png, to_uint8
 from pixnerd_plugin.registry import HOOKS
 
@@ -88,5 +88,5 @@ class SampleGridHook(Hook):
     def _sample(self, model: Any, start: int) -> torch.Tensor:
         stop = min(start + self.batch_size, self.count)
         conditions = {key: values[start:stop] for key, values in self.conditions.items()}
-        generators = picture_generators(range(self.seed + start, self.seed + stop))
+        generators = image_generators(range(self.seed + start, self.seed + stop))
         return model.sample(conditions, draw_noise(generators, (3, *self.size)), generators=generators)

@@ -28,7 +28,7 @@ class ScalarsHook(RuntimeInfoHook):
 
     Args:
         time_bins: also log each loss term in this many bins of t, named by the middle of the bin, such as
-            ``loss_flow_by_time/0.05``; 0 for none. The loss must have ``per_picture``, as ``FlowMatchREPALoss`` has.
+            ``loss_flow_by_time/0.05``; 0 for none. The loss must have ``per_image``, as ``FlowMatchREPALoss`` has.
 
     Raises:
         ValueError: if ``time_bins`` is negative.
@@ -54,12 +54,12 @@ class ScalarsHook(RuntimeInfoHook):
         self._names = list(outputs)
         row = [torch.stack([value.detach().float().mean() for value in outputs.values()])]
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        per_picture = getattr(getattr(model, 'loss', None), 'per_picture', {})
-        if self.time_bins and 't' in per_picture:
-            self._terms = [name for name in per_picture if name != 't']
-            bins = torch.arange(self.time_bins, device=per_picture['t'].device)
-            members = ((per_picture['t'] * self.time_bins).long().clamp(0, self.time_bins - 1)[:, None] == bins).float()
-            row += [members.sum(0), *(per_picture[name].float() @ members for name in self._terms)]
+        per_image = getattr(getattr(model, 'loss', None), 'per_image', {})
+        if self.time_bins and 't' in per_image:
+            self._terms = [name for name in per_image if name != 't']
+            bins = torch.arange(self.time_bins, device=per_image['t'].device)
+            members = ((per_image['t'] * self.time_bins).long().clamp(0, self.time_bins - 1)[:, None] == bins).float()
+            row += [members.sum(0), *(per_image[name].float() @ members for name in self._terms)]
         self._rows.append(torch.cat(row))
         done = runner.iter + 1
         if any(done % interval == 0 for interval in self._due) or done == runner.max_iters:

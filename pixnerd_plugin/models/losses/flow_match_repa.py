@@ -36,7 +36,7 @@ class FlowMatchREPALoss(nn.Module):
         terms: further :class:`~.terms.LossTerm` parts, built or as dicts; each adds ``loss_NAME``.
 
     Attributes:
-        per_picture: the times ``t (B,)`` and each loss term ``(B,)`` of the last call, by name and detached; the mean
+        per_image: the times ``t (B,)`` and each loss term ``(B,)`` of the last call, by name and detached; the mean
             of a term is what the call returned. For loss curves by time (paper Fig. 6).
     """
 
@@ -73,7 +73,7 @@ class FlowMatchREPALoss(nn.Module):
         self.terms = nn.ModuleList(build(MODELS, term) for term in terms)
         # In a tuple, so that nn.Module does not register a teacher that is a module.
         self._teacher = (build(MODELS, teacher),)
-        self.per_picture: dict[str, Tensor] = {}
+        self.per_image: dict[str, Tensor] = {}
 
     @property
     def teacher(self) -> Callable[[Tensor], Tensor] | None:
@@ -141,15 +141,15 @@ class FlowMatchREPALoss(nn.Module):
         prediction = net.decode(s, pixels, net.grid_of(x_t), positions).float()
         velocity = velocity.float()
         losses = dict(loss_flow=F.mse_loss(prediction, velocity))
-        self.per_picture = dict(t=t.detach(), loss_flow=(prediction.detach() - velocity).square().mean((1, 2, 3)))
+        self.per_image = dict(t=t.detach(), loss_flow=(prediction.detach() - velocity).square().mean((1, 2, 3)))
         if features is not None and teacher_features is not None:
             similarity = F.cosine_similarity(self.projector(features).float(), teacher_features.float(), dim=-1)
             losses['loss_repa'] = self.repa_weight * (1 - similarity).mean()
-            self.per_picture['loss_repa'] = self.repa_weight * (1 - similarity.detach()).mean(1)
+            self.per_image['loss_repa'] = self.repa_weight * (1 - similarity.detach()).mean(1)
         for term in self.terms:
             each = term(prediction, velocity, pixels, t)
             losses[f'loss_{term.name}'] = term.weight * each.mean()
-            self.per_picture[f'loss_{term.name}'] = term.weight * each.detach()
+            self.per_image[f'loss_{term.name}'] = term.weight * each.detach()
         return losses
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 from PIL import Image
 
-from pixnerd_plugin.functional.noise import draw_noise, picture_generators
+from pixnerd_plugin.functional.noise import draw_noise, image_generators
 from pixnerd_plugin.images import image_grid, to_uint8
 from tests.training import load, train
 
@@ -11,7 +11,7 @@ def test_one_grid_is_of_the_average_and_one_of_the_raw_weights(tmp_path):
     model = train(tmp_path, **options, default_hooks__samples__raw=True).model.eval()
 
     def grid():
-        generators = picture_generators(range(3))
+        generators = image_generators(range(3))
         noise = draw_noise(generators, (3, 16, 16))
         return image_grid(to_uint8(model.sample(dict(label=[0, 1, 2]), noise, generators=generators)), None)
 

@@ -14,7 +14,7 @@ from pixnerd_plugin.engine.hooks.scalars import forget_scalars_after
 class Model(nn.Module):
     def __init__(self):
         super().__init__()
-        self.loss = SimpleNamespace(per_picture={})
+        self.loss = SimpleNamespace(per_image={})
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def steps(hook, runner, count):
     seen = []
     for _ in range(count):
         t, flow = torch.rand(16), torch.rand(16)
-        runner.model.loss.per_picture = dict(t=t, loss_flow=flow)
+        runner.model.loss.per_image = dict(t=t, loss_flow=flow)
         hook.after_train_iter(runner, runner.iter, outputs=dict(loss=flow.mean(), loss_flow=flow.mean()))
         runner.iter += 1
         seen.append((t, flow))
