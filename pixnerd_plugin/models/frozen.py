@@ -13,7 +13,11 @@ from torch import nn
 from pixnerd_plugin.formats.plain_file import read_json
 from pixnerd_plugin.formats.safetensors_index import SUFFIX as INDEX
 from pixnerd_plugin.formats.safetensors_index import shards_of
-from pixnerd_plugin.formats.schema import shown
+from pixnerd_plugin.formats.schema import naming, one_of, shown
+
+# By any other name, transformers fetches code from the hub, and runs it.
+_IMPLEMENTATIONS = ('attn_implementation', '_attn_implementation', 'experts_implementation', '_experts_implementation')
+_OWN = one_of('eager', 'sdpa')
 
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
 
@@ -77,7 +81,7 @@ def find_pretrained(model: str | Path, model_types: tuple[str, ...], example: st
 
     Raises:
         FileNotFoundError: if there is no such folder or cache entry, or it lacks a file.
-        ValueError: if it holds another kind of model.
+        ValueError: if it holds another kind of model, or asks for code that is not of transformers.
     """
     folder = Path(model).expanduser()
     if not folder.is_dir():
@@ -90,6 +94,10 @@ def find_pretrained(model: str | Path, model_types: tuple[str, ...], example: st
         raise ValueError(
             f'{folder} holds a {shown(found)} model, not {" or ".join(model_types)}; use one such as {example}'
         )
+    with naming(folder / 'config.json'):
+        for name in _IMPLEMENTATIONS:
+            if config.get(name) is not None:
+                _OWN.check(name, config[name])
     _require_weights(folder)
     return folder
 

@@ -255,3 +255,15 @@ class TestQwen3Folder:
     def test_an_unknown_dtype_is_refused(self):
         with pytest.raises(ValueError, match='int8'):
             Qwen3TextEncoder(FOLDER, dtype='int8')
+
+
+@pytest.mark.parametrize('name', ['attn_implementation', '_attn_implementation', 'experts_implementation'])
+def test_code_that_a_folder_names_is_not_fetched(tmp_path, name):
+    folder = shutil.copytree(FOLDER, tmp_path / 'qwen3')
+    config = json.loads((folder / 'config.json').read_text())
+    for value in ('evil/kernel', 'flash_attention_2', {'': 'evil/kernel'}):
+        (folder / 'config.json').write_text(json.dumps({**config, name: value}))
+        with pytest.raises(ValueError, match=f"config.json: {name}=.* must be 'eager' or 'sdpa'"):
+            Qwen3TextEncoder(folder)
+    (folder / 'config.json').write_text(json.dumps({**config, name: 'sdpa'}))
+    assert Qwen3TextEncoder(folder).dim == config['hidden_size']
