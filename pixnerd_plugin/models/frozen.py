@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -102,21 +103,28 @@ def find_pretrained(model: str | Path, model_types: tuple[str, ...], example: st
     return folder
 
 
+@contextmanager
+def loading(what: str) -> Iterator[None]:
+    """Turn whatever transformers stumbles over in a file into a ValueError of one line that begins with ``what``."""
+    try:
+        yield
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f'{what}: {lines[-1].strip()[:300]}') from error
+
+
 def load_pretrained(model_class: Any, folder: Path, **kwargs: Any) -> nn.Module:
     """Load ``model_class`` from the safetensors files of a folder; every tensor of the model must be in them.
 
     Raises:
         ValueError: if the weights are damaged or incomplete.
     """
-    from safetensors import SafetensorError
-
-    try:
+    with loading(f'the weights in {folder} do not load (download them again)'):
         model, info = model_class.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **kwargs
         )
-    except (SafetensorError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise ValueError(f'the weights in {folder} do not load (download them again): {reason}') from error
     absent = sorted(info['missing_keys'])
     if absent:
         raise ValueError(

@@ -265,5 +265,27 @@ def test_code_that_a_folder_names_is_not_fetched(tmp_path, name):
         (folder / 'config.json').write_text(json.dumps({**config, name: value}))
         with pytest.raises(ValueError, match=f"config.json: {name}=.* must be 'eager' or 'sdpa'"):
             Qwen3TextEncoder(folder)
-    (folder / 'config.json').write_text(json.dumps({**config, name: 'sdpa'}))
+    (folder / 'config.json').write_text(json.dumps({**config, name: 'eager'}))
     assert Qwen3TextEncoder(folder).dim == config['hidden_size']
+
+
+@pytest.mark.parametrize(
+    ('file', 'name', 'value'),
+    [
+        ('config.json', 'num_hidden_layers', 10**8),
+        ('config.json', 'rms_norm_eps', 'x'),
+        ('config.json', 'head_dim', 0),
+        ('config.json', 'num_attention_heads', 0),
+        ('config.json', 'hidden_act', 'os.system'),
+        ('config.json', 'rope_scaling', {'type': 'x'}),
+        ('tokenizer_config.json', 'added_tokens_decoder', {'x': 1}),
+        ('tokenizer_config.json', 'tokenizer_class', 'os.system'),
+    ],
+)
+def test_settings_that_transformers_stumbles_over_are_one_line(tmp_path, file, name, value):
+    folder = shutil.copytree(FOLDER, tmp_path / 'qwen3')
+    content = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps({**content, name: value}))
+    with pytest.raises(ValueError, match=f'in {folder} do(es)? not load') as caught:
+        Qwen3TextEncoder(folder)(['x'])
+    assert '\n' not in str(caught.value)

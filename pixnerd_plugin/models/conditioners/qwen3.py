@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pixnerd_plugin.models.frozen import FrozenModel, find_pretrained, load_pretrained, resolve_dtype
+from pixnerd_plugin.models.frozen import FrozenModel, find_pretrained, load_pretrained, loading, resolve_dtype
 from pixnerd_plugin.registry import MODELS
 
 from .base import Conditioner
@@ -148,10 +148,8 @@ def _load_tokenizer(folder: Path) -> Any:
         absent = [name for name in ('vocab.json', 'merges.txt') if not (folder / name).is_file()]
         if absent:
             raise FileNotFoundError(f'{folder} has no tokenizer: neither tokenizer.json nor {" and ".join(absent)}')
-    try:
+    with loading(f'the tokenizer in {folder} does not load'):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f'the tokenizer in {folder} does not load: {str(error).splitlines()[0]}') from error
     if tokenizer.pad_token_id is None:
         raise ValueError(f'the tokenizer in {folder} has no padding token: use that of {EXAMPLE}')
     tokenizer.padding_side = tokenizer.truncation_side = 'right'
@@ -161,7 +159,8 @@ def _load_tokenizer(folder: Path) -> Any:
 def _load_qwen3(folder: Path, dtype: torch.dtype) -> nn.Module:
     from transformers import Qwen3Config, Qwen3Model
 
-    config: Any = Qwen3Config.from_pretrained(folder, local_files_only=True)
+    with loading(f'the config.json in {folder} does not load'):
+        config: Any = Qwen3Config.from_pretrained(folder, local_files_only=True)
     # transformers 5 saves the rotary base where transformers 4 does not look; it would use 10000 instead.
     if hasattr(config, 'rope_theta') and getattr(config, 'rope_parameters', None):
         config.rope_theta = config.rope_parameters['rope_theta']

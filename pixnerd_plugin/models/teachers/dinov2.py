@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pixnerd_plugin.models.frozen import FrozenModel, find_pretrained, load_pretrained, resolve_dtype
+from pixnerd_plugin.models.frozen import FrozenModel, find_pretrained, load_pretrained, loading, resolve_dtype
 from pixnerd_plugin.registry import MODELS
 
 MODEL_TYPES = ('dinov2', 'dinov2_with_registers')
@@ -96,7 +96,8 @@ def _mean_std(device: torch.device) -> tuple[Tensor, ...]:
 def load_dinov2(folder: Path, dtype: torch.dtype) -> nn.Module:
     from transformers import AutoConfig, Dinov2Model, Dinov2WithRegistersModel
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    with loading(f'the config.json in {folder} does not load'):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
     model_class = Dinov2Model if config.model_type == 'dinov2' else Dinov2WithRegistersModel
     return load_pretrained(model_class, folder, config=config, dtype=dtype)
 
