@@ -30,8 +30,8 @@ _EXTRAS = {
 def one_line_errors() -> Iterator[None]:
     """End the program with one line on stderr and exit code 1 for what its user can put right.
 
-    That is every ValueError, OSError and FloatingPointError, too much damaged data, a part that no registry knows, and
-    an optional package that is not installed. Anything else is a fault of the program and keeps its traceback;
+    That is every ValueError, OSError and FloatingPointError, too little memory, too much damaged data, a part that no
+    registry knows, and an optional package that is not installed. Anything else is a fault of the program and keeps its traceback;
     PIXNERD_TRACEBACK=1 shows it for all of them.
     """
     try:
@@ -67,6 +67,9 @@ def user_error(error: Exception) -> str | None:
         return _missing_package(error)
     if isinstance(error, (ValueError, OSError, FloatingPointError)):
         return _one_line(str(error)) or type(error).__name__
+    # torch raises a class of its own for GPUs, and a plain RuntimeError for the rest.
+    if isinstance(error, MemoryError) or 'OutOfMemory' in type(error).__name__ or "can't allocate memory" in str(error):
+        return 'out of memory; ask for smaller or fewer pictures at once'
     if isinstance(error, KeyError) and 'registry' in str(error):
         # A transform that is not known may be one of mmcv's, which are there when mmcv is.
         hint = '' if find_spec('mmcv') else ' (mmcv is not installed: pip install mmcv-lite)'

@@ -1,12 +1,18 @@
 import pytest
+import torch
 
 from pixnerd_plugin.cli import one_line_errors
+
+OUT_OF_MEMORY = 'error: out of memory; ask for smaller or fewer pictures at once'
 
 
 @pytest.mark.parametrize(
     ('error', 'line'),
     [
         (ValueError('two\n  lines'), 'error: two lines'),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."), OUT_OF_MEMORY),
+        (MemoryError(), OUT_OF_MEMORY),
+        (torch.OutOfMemoryError('CUDA out of memory.\nTried'), OUT_OF_MEMORY),
         (ValueError('a\x1b[2J\x9b\ud800\u202eb.png'), 'error: a�[2J���b.png'),
         (FileNotFoundError(2, 'No such file', 'a.txt'), "error: [Errno 2] No such file: 'a.txt'"),
         (
