@@ -38,6 +38,8 @@ def test_an_unknown_caption_is_named(folder):
     assert 'caption 9 9' not in store
     with pytest.raises(ValueError, match='caption 9 9'):
         store['caption 9 9']
+    with pytest.raises(ValueError, match=r"'x+\.\.\.': run tools"):
+        store['x' * 10**6]
     assert '' not in TextEmbeddingStore(folder / 'nowhere')
 
 

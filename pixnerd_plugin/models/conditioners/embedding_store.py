@@ -84,12 +84,12 @@ class TextEmbeddingStore:
         """
         index = self._find(caption)
         if index is None:
-            raise ValueError(f'{self.folder} has no embedding of {caption!r}: run tools/precompute_text.py again')
+            raise ValueError(f'{self.folder} has no embedding of {shown(caption)}: run tools/precompute_text.py again')
         shard = int(np.searchsorted(self._starts, index, side='right')) - 1
         row = index - int(self._starts[shard])
         embedding = self._rows[shard].read(row)
         if not embedding.isfinite().all():
-            raise ValueError(f'{self.shards[shard]}: the embedding of {caption!r} holds NaN or infinite values')
+            raise ValueError(f'{self.shards[shard]}: the embedding of {shown(caption)} holds NaN or infinite values')
         return embedding
 
     def write(self, name: str, captions: Sequence[str], embeds: Tensor, settings: dict[str, str]) -> None:
