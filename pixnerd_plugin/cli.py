@@ -31,8 +31,8 @@ def one_line_errors() -> Iterator[None]:
     """End the program with one line on stderr and exit code 1 for what its user can put right.
 
     That is every ValueError, OSError and FloatingPointError, too little memory, too much damaged data, a part that no
-    registry knows, and an optional package that is not installed. Anything else is a fault of the program and keeps its traceback;
-    PIXNERD_TRACEBACK=1 shows it for all of them.
+    registry knows, and an optional package that is not installed. Anything else is a fault of the program and keeps
+    its traceback; PIXNERD_TRACEBACK=1 shows it for all of them.
     """
     try:
         yield

@@ -99,10 +99,10 @@ def _parse(name: str, entry: Any) -> tuple[torch.dtype, tuple[int, ...], tuple[i
             raise ValueError(f'{name!r} has a shape or data_offsets that are not lists of sizes')
     if len(shape) > 8 or len(offsets) != 2:
         raise ValueError(f'{name!r} has {len(shape)} dimensions and {len(offsets)} offsets')
-    if not is_countable(shape):
-        raise ValueError(f'{name!r} is {shape}, which no tensor can be')
     if math.prod(shape) * DTYPES[dtype].itemsize != offsets[1] - offsets[0]:
         raise ValueError(f'{name!r} is {shape} of {dtype}, and has {offsets[1] - offsets[0]} bytes')
+    if not is_countable(shape):
+        raise ValueError(f'{name!r} is {shape}, which no tensor can be')
     return DTYPES[dtype], tuple(shape), (offsets[0], offsets[1])
 
 
