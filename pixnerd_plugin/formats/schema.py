@@ -41,7 +41,16 @@ def one_of(*values: Any) -> Rule:
 
 def text(length: int) -> Rule:
     """A text of at most so many characters."""
-    return Rule(f'a text of at most {length} characters', lambda value: type(value) is str and len(value) <= length)
+
+    def accepts(value: Any) -> bool:
+        return type(value) is str and len(value) <= length and _is_unicode(value)
+
+    return Rule(f'a text of at most {length} characters', accepts)
+
+
+def _is_unicode(value: str) -> bool:
+    """Whether a text can be written: JSON can hold half of a surrogate pair."""
+    return not any('\ud800' <= character <= '\udfff' for character in value)
 
 
 def sequence(rule: Rule, low: int, high: int) -> Rule:
@@ -61,7 +70,7 @@ def texts(count: int, length: int) -> Rule:
         return (
             type(value) in (list, tuple)
             and len(value) <= count
-            and all(type(item) is str for item in value)
+            and all(type(item) is str and _is_unicode(item) for item in value)
             and sum(map(len, value)) <= length
         )
 

@@ -366,6 +366,7 @@ def test_files_cut_short(tmp_path, cut):
         (dict(resolution='large'), 'resolution'),
         (dict(resolution=-1), 'resolution'),
         (dict(class_names='abc'), 'class_names'),
+        (dict(class_names=['\ud800']), 'class_names'),
         (dict(weights='best'), 'weights'),
         (dict(version=99), 'newer'),
         ([], 'not a table'),
