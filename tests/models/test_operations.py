@@ -72,10 +72,9 @@ def test_torch_func_differentiates_forwards_and_vectorises(function):
     assert relative_error(every, torch.stack([function(w), function(direction)])) < 1e-6
 
 
-@pytest.mark.parametrize('function', [unit_columns, lambda w: rms_norm(w, torch.ones(3), 1e-6)])
-def test_a_second_derivative_is_refused_rather_than_wrong(function):
+def test_a_second_derivative_is_refused_rather_than_wrong():
     w = torch.randn(2, 4, 3, requires_grad=True)
-    (first,) = torch.autograd.grad(function(w).square().sum(), w, create_graph=True)
+    (first,) = torch.autograd.grad(rms_norm(w, torch.ones(3), 1e-6).square().sum(), w, create_graph=True)
     with pytest.raises(RuntimeError, match='once_differentiable'):
         first.sum().backward()
 
