@@ -16,6 +16,8 @@ from pixnerd_plugin.functional.positions import pixel_positions
 from pixnerd_plugin.models.layers import operations as own_operations
 from pixnerd_plugin.registry import MODELS
 
+from .base_pixels import require_base_pixels
+
 # Pixels evaluated at once without gradients. The widest activation has 96 values a pixel, 48 MiB in float32.
 CHUNK = 2**17
 
@@ -130,12 +132,7 @@ class DeCoHead(nn.Module):
         Raises:
             ValueError: if the patches are not ``P x P`` or ``positions`` are given.
         """
-        size = tuple(pixels.shape[2:4])
-        if positions is not None or size != (self.patch_size, self.patch_size):
-            raise ValueError(
-                f'DeCoHead gives {self.patch_size}x{self.patch_size} pixels a patch, not {size[0]}x{size[1]}; '
-                'use NeuralFieldHead for other sizes'
-            )
+        require_base_pixels(self, pixels, positions)
         y = x = pixel_positions(self.patch_size, self.patch_size, 'corners', pixels.device)
         table = self.coord_embed(coordinate_features(self.coordinates, self.num_frequencies, y, x).to(pixels.dtype))
         flat, vectors = pixels.flatten(0, 1), s.flatten(0, 1)

@@ -12,6 +12,8 @@ from pixnerd_plugin.formats.schema import Rule
 from pixnerd_plugin.models.layers import operations as own_operations
 from pixnerd_plugin.registry import MODELS
 
+from .base_pixels import require_base_pixels
+
 
 @MODELS.register_module()
 class LinearHead(nn.Module):
@@ -53,10 +55,5 @@ class LinearHead(nn.Module):
         Raises:
             ValueError: if the patches are not ``P x P`` or ``positions`` are given, which only a field can handle.
         """
-        size = tuple(pixels.shape[2:4])
-        if positions is not None or size != (self.patch_size, self.patch_size):
-            raise ValueError(
-                f'LinearHead gives {self.patch_size}x{self.patch_size} pixels a patch, not {size[0]}x{size[1]}; '
-                'use NeuralFieldHead for other sizes'
-            )
-        return rearrange(self.proj(self.norm(s)), 'b l (h w c) -> b l h w c', h=size[0], w=size[1])
+        height, width = require_base_pixels(self, pixels, positions)
+        return rearrange(self.proj(self.norm(s)), 'b l (h w c) -> b l h w c', h=height, w=width)
