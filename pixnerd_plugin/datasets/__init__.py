@@ -3,6 +3,7 @@
 from contextlib import suppress
 
 from .base import ImageDataset
+from .buckets import BucketBatchSampler, make_buckets
 from .captions import CaptionedDataset
 from .digits import DigitsDataset
 from .faults import DamagedImage, TooManyDamaged
@@ -25,6 +26,7 @@ with suppress(ImportError):
 
 __all__ = [
     'ADMCenterCrop',
+    'BucketBatchSampler',
     'CaptionFolder',
     'CaptionedDataset',
     'DamagedImage',
@@ -40,4 +42,5 @@ __all__ = [
     'ResumableSampler',
     'ShardDataset',
     'TooManyDamaged',
+    'make_buckets',
 ]

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any
 
@@ -17,6 +18,7 @@ from mmengine.logging import print_log
 
 from pixnerd_plugin.registry import TRANSFORMS, build
 
+from .decode import picture_shape
 from .faults import DamagedImage, Tally, TooManyDamaged
 from .visits import seeded
 
@@ -66,9 +68,9 @@ class ImageDataset(BaseDataset):
         self.full_init()
         entropy = getattr(index, 'entropy', ())
         with seeded(entropy) if entropy else nullcontext():
-            return self._visit(int(index), entropy)
+            return self._visit(int(index), entropy, getattr(index, 'shape', None))
 
-    def _visit(self, index: int, entropy: tuple[int, ...]) -> dict[str, Any]:
+    def _visit(self, index: int, entropy: tuple[int, ...], shape: tuple[int, int] | None) -> dict[str, Any]:
         if not -len(self) <= index < len(self):
             raise IndexError(f'index {index} is outside a dataset of {len(self)} pictures')
         index %= len(self)
@@ -76,7 +78,10 @@ class ImageDataset(BaseDataset):
         while True:
             self._visits += 1
             try:
-                sample = self.prepare_data(index)
+                info = self.get_data_info(index)
+                if shape is not None:
+                    info['bucket'] = shape  # that of the batch, also for a picture that replaces a damaged one
+                sample = self.pipeline(info)
                 if sample is None:
                     raise DamagedImage('the pipeline returned None')
                 return sample
@@ -94,6 +99,35 @@ class ImageDataset(BaseDataset):
                 f'{self.num_damaged} damaged pictures among {seen}, more than max_damaged={self.max_damaged} allows; '
                 f'the last is {self.describe(index)} ({fault}); repair or remove the files named in the log'
             )
+
+    def shape_of(self, index: int) -> tuple[int, int]:
+        """Height and width in pixels of the original of sample `index`, as displayed; only its header is read.
+
+        Raises:
+            DamagedImage: if it has no readable header.
+        """
+        info = super().get_data_info(index)  # a subclass would read the caption too
+        if 'img' in info:
+            height, width = info['img'].shape[:2]
+            return height, width
+        return picture_shape(info['img_path'])
+
+    def shapes(self) -> np.ndarray:
+        """`shape_of` every sample, (N, 2); a picture without a readable header counts as a square."""
+        self.full_init()
+
+        def read(start: int) -> list[tuple[int, int]]:
+            return [self._shape_or_square(index) for index in range(start, min(start + 256, len(self)))]
+
+        # In threads, because reading headers from a network file system is mostly waiting.
+        with ThreadPoolExecutor(max_workers=16) as pool:
+            return np.array([shape for part in pool.map(read, range(0, len(self), 256)) for shape in part])
+
+    def _shape_or_square(self, index: int) -> tuple[int, int]:
+        try:
+            return self.shape_of(index)
+        except DamagedImage:
+            return 1, 1  # the visit will name it
 
     def describe(self, index: int) -> str:
         """A name of sample `index` for messages."""

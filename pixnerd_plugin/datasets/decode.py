@@ -8,11 +8,13 @@ import stat
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 
 from .faults import DamagedImage
 
@@ -49,16 +51,39 @@ def decode_image(source: str | os.PathLike[str] | bytes, exif_orientation: bool 
         DamagedImage: if it cannot be decoded, has none of `FORMATS`, is larger than `MAX_IMAGE_BYTES`, or has more
             pixels than Pillow's ``Image.MAX_IMAGE_PIXELS``, or as many in `MAX_SCANS` scans.
     """
+    with _faults(), _opened(source) as file, Image.open(file, formats=_formats()) as picture:
+        _check_scans(file, picture)
+        picture.load()
+        if exif_orientation:
+            ImageOps.exif_transpose(picture, in_place=True)
+        return to_rgb(picture)
+
+
+def picture_shape(source: str | os.PathLike[str] | bytes) -> tuple[int, int]:
+    """Height and width of a picture as displayed, from its header alone; `source` may be the first bytes of a file.
+
+    Raises:
+        DamagedImage: if it has no readable header of one of `FORMATS`.
+    """
+    with _faults(), _opened(source) as file, Image.open(file, formats=_formats()) as picture:
+        width, height = picture.size
+        if isinstance(picture, TiffImagePlugin.TiffImageFile):
+            # Of this format, newer versions of Pillow give the size as displayed.
+            width, height = picture.tag_v2[TiffImagePlugin.IMAGEWIDTH], picture.tag_v2[TiffImagePlugin.IMAGELENGTH]
+        # For EXIF that does not come before the pixels of a PNG, Pillow would decode them.
+        if picture.format != 'PNG' or 'exif' in picture.info:
+            turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            return (width, height) if turned else (height, width)
+        return height, width
+
+
+@contextmanager
+def _faults() -> Iterator[None]:
+    """Raise `DamagedImage` for whatever Pillow raises."""
     try:
-        with _opened(source) as file, warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter('error', Image.DecompressionBombWarning)
-            # An open file instead of its path, which Pillow would map: if it is then truncated, the process dies.
-            with Image.open(file, formats=_formats()) as picture:
-                _check_scans(file, picture)
-                picture.load()
-                if exif_orientation:
-                    ImageOps.exif_transpose(picture, in_place=True)
-                return to_rgb(picture)
+            yield
     except DamagedImage:
         raise
     except _DECODE_ERRORS as error:
@@ -100,6 +125,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def _opened(source: str | os.PathLike[str] | bytes) -> IO[bytes]:
+    # An open file instead of its path, which Pillow would map: if it is then truncated, the process dies.
     if isinstance(source, bytes):
         return io.BytesIO(source)
     found = os.stat(source)

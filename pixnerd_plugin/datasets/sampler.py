@@ -79,6 +79,14 @@ class ResumableSampler(Sampler):
                 begin, block = self._block(epoch, offset)
             yield Visit(int(block[offset - begin]), (self.seed, visit))
 
+    def blocks(self, epoch: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield an epoch's blocks in order: the offset in the epoch where each begins, and its indices in order."""
+        offset = 0
+        while offset < len(self):
+            begin, indices = self._block(epoch, offset)
+            yield begin, indices
+            offset = begin + len(indices)
+
     def _block(self, epoch: int, offset: int) -> tuple[int, np.ndarray]:
         """Return the block that contains `offset` of an epoch: the offset where it begins, and its indices in order."""
         shards = np.arange(len(self._sizes))

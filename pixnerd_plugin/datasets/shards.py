@@ -30,7 +30,7 @@ from pixnerd_plugin.registry import DATASETS
 
 from .base import digest
 from .captions import CAPTION_SUFFIXES, MAX_CAPTION_BYTES, CaptionedDataset
-from .decode import MAX_IMAGE_BYTES
+from .decode import MAX_IMAGE_BYTES, picture_shape
 from .faults import DamagedImage
 from .image_folder import checked_folder
 
@@ -47,6 +47,9 @@ PAIR = np.dtype(
 )
 _MAGIC = b'PNSHARD1'
 _TAIL = len(_MAGIC) + 8
+
+# Bytes of a picture within which its header nearly always is.
+_HEADER = 2**14
 
 BLOCK = 256
 """Number of records that share a checksum. Reading one reads all of them, 8 KiB."""
@@ -303,6 +306,17 @@ class ShardDataset(CaptionedDataset):
     def captions(self, index: int) -> list[str]:
         """The captions of a pair, the same as in its sample, without reading its picture."""
         return self._with_captions(index, self.index[index], {})['captions']
+
+    def shape_of(self, index: int) -> tuple[int, int]:
+        pair = self.index[index]
+        try:
+            start = self._reader.read(pair.shard, pair.image_offset, min(pair.image_size, _HEADER))
+            try:
+                return picture_shape(start)
+            except DamagedImage:  # a header may come late, after a preview or a colour profile
+                return picture_shape(self._reader.read(pair.shard, pair.image_offset, pair.image_size))
+        except OSError as error:
+            raise DamagedImage(str(error)) from error
 
     def get_data_info(self, idx: int) -> dict[str, Any]:
         pair = self.index[idx]

@@ -21,16 +21,21 @@ from .decode import decode_image
 from .faults import DamagedImage
 
 
-def adm_center_crop(picture: Image.Image, size: int) -> Image.Image:
-    """Resize the short side to `size` and crop the centre square, as ADM does (Dhariwal and Nichol, 2021).
+def adm_center_crop(picture: Image.Image, size: int | tuple[int, int]) -> Image.Image:
+    """Resize so that it just covers `size`, and crop the centre, as ADM does for squares (Dhariwal and Nichol, 2021).
 
-    A box filter halves the image while its short side is at least twice `size`; a bicubic filter does the rest.
+    A box filter halves the image while it is at least twice as large on both sides; a bicubic filter does the rest.
+
+    Args:
+        size: side of the square, or (height, width).
     """
-    while min(picture.size) >= 2 * size:
+    height, width = (size, size) if isinstance(size, int) else size
+    while picture.width >= 2 * width and picture.height >= 2 * height:
         picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
-    scale = size / min(picture.size)
-    picture = _resize(picture, round(picture.width * scale), round(picture.height * scale), Image.Resampling.BICUBIC)
-    return _crop(picture, (picture.width - size) // 2, (picture.height - size) // 2, size, size)
+    scale = max(width / picture.width, height / picture.height)
+    covering = max(width, round(picture.width * scale)), max(height, round(picture.height * scale))
+    picture = _resize(picture, *covering, Image.Resampling.BICUBIC)
+    return _crop(picture, (picture.width - width) // 2, (picture.height - height) // 2, width, height)
 
 
 def resize_center_crop(picture: Image.Image, height: int, width: int) -> Image.Image:
@@ -105,13 +110,16 @@ class LoadRGB(Transform):
 
 @TRANSFORMS.register_module()
 class ADMCenterCrop(Transform):
-    """ADM's resize and centre crop to (size, size), the ImageNet recipe; see `adm_center_crop`."""
+    """ADM's resize and centre crop to (size, size), the ImageNet recipe; see `adm_center_crop`.
+
+    In the batches of `BucketBatchSampler`, this and the next two bring pictures to the batch's shape instead.
+    """
 
     def __init__(self, size: int):
         self.size = _positive(size)
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        return _with_image(results, adm_center_crop(_image(results), self.size))
+        return _with_image(results, adm_center_crop(_image(results), results.get('bucket', self.size)))
 
 
 @TRANSFORMS.register_module()
@@ -127,7 +135,8 @@ class ResizeCenterCrop(Transform):
         self.height, self.width = _positive(height), _positive(width)
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        return _with_image(results, resize_center_crop(_image(results), self.height, self.width))
+        height, width = results.get('bucket', (self.height, self.width))
+        return _with_image(results, resize_center_crop(_image(results), height, width))
 
 
 @TRANSFORMS.register_module()
@@ -146,10 +155,14 @@ class RandomCropResize(Transform):
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         picture = _image(results)
-        side = np.random.uniform(self.min_scale, 1) * min(picture.size)
-        left, top = np.random.uniform(0, picture.width - side), np.random.uniform(0, picture.height - side)
-        square = (left, top, left + side, top + side)
-        return _with_image(results, picture.resize((self.size, self.size), Image.Resampling.BICUBIC, box=square))
+        height, width = results.get('bucket', (self.size, self.size))
+        scale = np.random.uniform(self.min_scale, 1)
+        # The largest rectangle of that shape, times the scale.
+        right = scale * min(picture.width, picture.height * width / height)
+        bottom = scale * min(picture.height, picture.width * height / width)
+        left, top = np.random.uniform(0, picture.width - right), np.random.uniform(0, picture.height - bottom)
+        box = (left, top, left + right, top + bottom)
+        return _with_image(results, picture.resize((width, height), Image.Resampling.BICUBIC, box=box))
 
 
 @TRANSFORMS.register_module()
@@ -170,7 +183,7 @@ class PackInputs(Transform):
         keys: entries to put into `data_samples`, if the sample has them.
 
     Raises:
-        ValueError: if the image is not (H, W, 3) uint8.
+        ValueError: if the image is not (H, W, 3) uint8, or not of its batch's shape.
     """
 
     def __init__(self, keys: Sequence[str] = ('label', 'text', 'text_embeds', 'sample_idx')):
@@ -181,6 +194,12 @@ class PackInputs(Transform):
         if img.dtype != np.uint8 or img.ndim != 3 or img.shape[2] != 3:
             raise ValueError(f'PackInputs needs an (H, W, 3) uint8 image, got {img.shape} {img.dtype}')
         inputs = torch.from_numpy(np.array(img.transpose(2, 0, 1), order='C'))
+        if results.get('bucket', img.shape[:2]) != img.shape[:2]:
+            (height, width), (rows, columns) = img.shape[:2], results['bucket']
+            raise ValueError(
+                f'a picture of {height}x{width} pixels came to a batch of {rows}x{columns}; the pipeline needs a '
+                "transform that sizes it: dict(type='ResizeCenterCrop', size=...)"
+            )
         return dict(inputs=inputs, data_samples={key: results[key] for key in self.keys if key in results})
 
 

@@ -16,17 +16,21 @@ import torch
 
 
 class Visit(int):
-    """An index into a dataset, usable like an int, that carries the visit's `entropy` (a tuple of ints ≥ 0)."""
+    """An index into a dataset, usable like an int, that carries the visit's `entropy` (a tuple of ints ≥ 0).
+
+    In batches of one shape it also carries that `shape`, (height, width), to which the picture is to be brought.
+    """
 
     entropy: tuple[int, ...]
+    shape: tuple[int, int] | None
 
-    def __new__(cls, index: int, entropy: tuple[int, ...]) -> Visit:
+    def __new__(cls, index: int, entropy: tuple[int, ...], shape: tuple[int, int] | None = None) -> Visit:
         visit = super().__new__(cls, index)
-        visit.entropy = entropy
+        visit.entropy, visit.shape = entropy, shape
         return visit
 
-    def __getnewargs__(self) -> tuple[int, tuple[int, ...]]:  # type: ignore[override]
-        return int(self), self.entropy
+    def __getnewargs__(self) -> tuple[int, tuple[int, ...], tuple[int, int] | None]:  # type: ignore[override]
+        return int(self), self.entropy, self.shape
 
 
 @contextmanager

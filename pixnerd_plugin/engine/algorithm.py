@@ -56,6 +56,8 @@ class PixNerd(BaseModel):
             # Without a teacher the projector gets no gradient, and DDP would wait for one.
             self.loss.projector.requires_grad_(False)
         self.resolution: int | None = None
+        self.training_side: int | None = None
+        """Side of the square among training images of several shapes, in pixels; the loop sets it."""
         self.lora = None if lora is None else add_lora(self.backbone, **lora)
         if compile:
             self.backbone.compile()
@@ -71,7 +73,8 @@ class PixNerd(BaseModel):
         """What a checkpoint stores about the model besides its weights, in plain Python; unknown entries are left out.
 
         ``architecture`` rebuilds the network and ``sampling`` the sampler. ``class_names`` are the conditioner's,
-        ``resolution`` is the height in pixels of the training images, and ``lora`` has the adapters' rank and alpha.
+        ``resolution`` is the height in pixels of the training images, of the square among several shapes, and ``lora``
+        has the adapters' rank and alpha.
         """
         parts = dict(
             architecture=self.backbone.architecture() if hasattr(self.backbone, 'architecture') else None,
@@ -100,7 +103,7 @@ class PixNerd(BaseModel):
             if self.loss is None:
                 raise ValueError('this model has no loss to train with; set model.loss')
             cond, null = self._conditions(samples, len(inputs))
-            self.resolution = inputs.shape[2] // getattr(self.loss, 'max_density', 1)
+            self.resolution = (self.training_side or inputs.shape[2]) // getattr(self.loss, 'max_density', 1)
             return self.loss(self.backbone, inputs, cond, null_cond=null)
         if mode == 'predict':
             return self._predict(inputs, samples)

@@ -33,9 +33,18 @@ _REGISTRIES: dict[str, Any] = {
     'dataset': ours.DATASETS,
     'pipeline': ours.TRANSFORMS,
     'sampler': ours.DATA_SAMPLERS,
+    'batch_sampler': ours.DATA_SAMPLERS,
     'collate_fn': mmengine.FUNCTIONS,
 }
-_TOP_PARTS = set(_REGISTRIES) - {'optimizer', 'vis_backends', 'dataset', 'pipeline', 'sampler', 'collate_fn'}
+_TOP_PARTS = set(_REGISTRIES) - {
+    'optimizer',
+    'vis_backends',
+    'dataset',
+    'pipeline',
+    'sampler',
+    'batch_sampler',
+    'collate_fn',
+}
 # Names under which a part holds parts of another registry.
 _INNER = {'optim_wrapper': ('optimizer',), 'visualizer': ('vis_backends',), 'dataset': ('pipeline',)}
 # Arguments that whoever builds the part removes first.
@@ -124,7 +133,7 @@ def _parts(config: Any) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     for name in [name for name in config if name in _TOP_PARTS]:
         yield from walk(name, name, config[name])
     loader = config.get('train_dataloader') or {}
-    for name in ('dataset', 'sampler', 'collate_fn'):
+    for name in ('dataset', 'sampler', 'batch_sampler', 'collate_fn'):
         yield from walk(f'train_dataloader.{name}', name, loader.get(name))
 
 

@@ -29,7 +29,8 @@ class SampleGridHook(Hook):
     Args:
         interval: iterations between grids.
         conditions: what the conditioner reads, one entry per picture: ``dict(label=[...])`` or ``dict(text=[...])``.
-        size: (height, width) of a picture in pixels, or one number for both.
+        size: (height, width) of a picture in pixels, or one number for both; or a list of (height, width), one grid
+            each, named ``iter_N_HxW.png``.
         seed: seed of the first picture's noise; each following picture uses the next number.
         batch_size: number of pictures sampled at once.
         columns: pictures in a row of the grid; by default the grid is nearly square.
@@ -45,7 +46,7 @@ class SampleGridHook(Hook):
         self,
         interval: int,
         conditions: Mapping[str, Sequence[Any]],
-        size: int | tuple[int, int],
+        size: int | tuple[int, int] | Sequence[tuple[int, int]],
         seed: int = 0,
         batch_size: int = 16,
         columns: int | None = None,
@@ -57,7 +58,8 @@ class SampleGridHook(Hook):
         self.interval = interval
         self.conditions = conditions
         self.count = counts.pop()
-        self.size = (size, size) if isinstance(size, int) else tuple(size)
+        several: Any = [(size, size)] if isinstance(size, int) else [size] if isinstance(size[0], int) else size
+        self.sizes: list[tuple[int, int]] = [(height, width) for height, width in several]
         self.seed = seed
         self.batch_size = batch_size
         self.columns = columns
@@ -79,14 +81,16 @@ class SampleGridHook(Hook):
         model.train()
 
     def _write(self, runner: Any, model: Any, suffix: str = '') -> None:
-        images = torch.cat([self._sample(model, start) for start in range(0, self.count, self.batch_size)])
-        grid = image_grid(to_uint8(images), self.columns)
         step = runner.iter + 1
-        save_png(Path(runner.work_dir) / 'samples' / f'iter_{step}{suffix}.png', grid)
-        runner.visualizer.add_image(f'samples{suffix}', grid, step)
+        for size in self.sizes:
+            starts = range(0, self.count, self.batch_size)
+            grid = image_grid(to_uint8(torch.cat([self._sample(model, start, size) for start in starts])), self.columns)
+            name = f'{suffix}_{size[0]}x{size[1]}' if len(self.sizes) > 1 else suffix
+            save_png(Path(runner.work_dir) / 'samples' / f'iter_{step}{name}.png', grid)
+            runner.visualizer.add_image(f'samples{name}', grid, step)
 
-    def _sample(self, model: Any, start: int) -> torch.Tensor:
+    def _sample(self, model: Any, start: int, size: tuple[int, int]) -> torch.Tensor:
         stop = min(start + self.batch_size, self.count)
         conditions = {key: values[start:stop] for key, values in self.conditions.items()}
         generators = image_generators(range(self.seed + start, self.seed + stop))
-        return model.sample(conditions, draw_noise(generators, (3, *self.size)), generators=generators)
+        return model.sample(conditions, draw_noise(generators, (3, *size)), generators=generators)
