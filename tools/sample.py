@@ -52,6 +52,13 @@ def parse_args() -> argparse.Namespace:
     shape.add_argument('--region', type=options.region, metavar='T,L,B,R', help='only this region of --decode')
     shape.add_argument('--grain', type=float, default=0.0, help='share of independent noise in --decode (0)')
     shape.add_argument(
+        '--blend',
+        type=float,
+        metavar='PIXELS',
+        help='join patches over so many pixels of the trained size on both sides of a border, 0 (hard borders) to 1; '
+        'by default 0 with --token-grid, the published rule, and 0.5 in --decode',
+    )
+    shape.add_argument(
         '--save-field', action='store_true', help="also write each batch's field, for tools/render_field.py"
     )
     solver = parser.add_argument_group('solver; defaults are those of the checkpoint')
@@ -134,12 +141,13 @@ def main(args: argparse.Namespace) -> None:
                 token_grid=args.token_grid,
                 record_field=args.decode is not None or args.save_field,
                 callback=after,
+                **blending(args),
             )
             images, field = result if isinstance(result, tuple) else (result, None)
             if args.save_field:
                 field.save(batch[0]['path'].with_suffix('.safetensors'))
             if args.decode:
-                decoded = field.decode(args.decode, args.region, grain=args.grain, seed=seeds[0])
+                decoded = field.decode(args.decode, args.region, args.grain, seeds[0], **blending(args))
                 save(batch, to_uint8(decoded), suffix=DECODED)
             # The picture last: where it is, the rest is too, for those who resume.
             save(batch, to_uint8(images))
@@ -213,6 +221,11 @@ def make_sampler(args: argparse.Namespace, sampler):
     return sampler.replace(**changed)
 
 
+def blending(args: argparse.Namespace) -> dict[str, float]:
+    """How patches are joined, as arguments of sampling and decoding, which have defaults of their own."""
+    return {} if args.blend is None else dict(blend=args.blend)
+
+
 def make_jobs(args: argparse.Namespace, pipe, wanted: list[str], seeds: list[int], sampler) -> list[dict]:
     """One picture each: condition, seed, file, and the parameters that go into it.
 
@@ -248,7 +261,7 @@ def make_jobs(args: argparse.Namespace, pipe, wanted: list[str], seeds: list[int
                 region=args.region,
                 grain=args.grain,
             )
-            parameters |= {key: value for key, value in optional.items() if value}
+            parameters |= {key: value for key, value in optional.items() if value} | blending(args)
             path = args.out / f'{name}_seed{seed}.png'
             jobs.append(dict(condition=condition, seed=seed, path=path, parameters=json.dumps(parameters)))
     return jobs

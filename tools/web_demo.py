@@ -105,14 +105,14 @@ def draw(pipe, what: str, negative: str, size: tuple[int, int], steps: int, orde
     return to_uint8(image)[0], animation(frames), field
 
 
-def zoom(field, factor: float, center: tuple[float, float], grain: float):
+def zoom(field, factor: float, center: tuple[float, float], grain: float, blend: float):
     """Render the window of ``1 / factor`` of the picture around ``center`` (row and column, 0 to 1)."""
     from pixnerd_plugin.images import to_uint8
 
     if not 1 <= factor <= MAX_ZOOM or not 0 <= grain <= 1:
         raise ValueError(f'zoom {factor!r} must be from 1 to {MAX_ZOOM}, and grain {grain!r} from 0 to 1')
     size, region = window(field.size, factor, center)
-    return to_uint8(field.decode(size, region, grain=grain))[0]
+    return to_uint8(field.decode(size, region, grain=grain, blend=blend))[0]
 
 
 def window(base: tuple[int, int], factor: float, center: tuple[float, float]):
@@ -150,10 +150,14 @@ def build_app(pipe, max_side: int = 1024, max_steps: int = 100, keep: int = 30):
     """The page. Each visitor's field is kept in the page's own state, ``keep`` minutes long, as are picture files."""
     import gradio as gr
 
+    from pixnerd_plugin.functional.blending import BLEND, MAX_BLEND
+
     cancellation, bar = Cancellation(), gr.Progress()
 
     # gradio fills in request and progress, and event below, by type.
-    def sample(what, negative, height, width, steps, order, guidance, seed, request: gr.Request, progress=bar):
+    def sample(
+        what, negative, height, width, steps, order, guidance, seed, grain, blend, request: gr.Request, progress=bar
+    ):
         visitor = request.session_hash
 
         def show(done, total):
@@ -172,23 +176,23 @@ def build_app(pipe, max_side: int = 1024, max_steps: int = 100, keep: int = 30):
             raise gr.Error('cancelled', print_exception=False) from None
         finally:
             cancellation.end(visitor)
-        return enlarge(picture), as_html(gif), field, (0.5, 0.5), zoom(field, 1, (0.5, 0.5), 0), 1
+        return enlarge(picture), as_html(gif), field, (0.5, 0.5), zoom(field, 1, (0.5, 0.5), grain, blend), 1
 
     def cancel(request: gr.Request):
         cancellation.stop(request.session_hash)
 
-    def look(field, factor, center, grain):
+    def look(field, factor, center, grain, blend):
         try:
-            return None if field is None else zoom(field, factor, center, grain)
+            return None if field is None else zoom(field, factor, center, grain, blend)
         except ValueError as error:
             raise gr.Error(str(error)) from None
 
-    def point(field, factor, grain, event: gr.SelectData):
+    def point(field, factor, grain, blend, event: gr.SelectData):
         if field is None:
             return (0.5, 0.5), None
         shown = max(1, VIEW // max(field.size))
         center = event.index[1] / (field.size[0] * shown), event.index[0] / (field.size[1] * shown)
-        return center, look(field, factor, center, grain)
+        return center, look(field, factor, center, grain, blend)
 
     # Without the button that shares with a service on the network.
     shown = dict(interactive=False, format='png', buttons=['download', 'fullscreen'])
@@ -216,15 +220,16 @@ def build_app(pipe, max_side: int = 1024, max_steps: int = 100, keep: int = 30):
                 view = gr.Image(label='the field, decoded here', **shown)
                 factor = gr.Slider(1, MAX_ZOOM, 1, step=0.5, label='zoom')
                 grain = gr.Slider(0, 1, 0, step=0.05, label='grain')
+                blend = gr.Slider(0, MAX_BLEND, BLEND, step=0.05, label='blend of patches (0: hard borders)')
         field, center = gr.State(time_to_live=keep * 60), gr.State((0.5, 0.5))
-        settings = [what, negative, height, width, steps, order, guidance, seed]
+        settings = [what, negative, height, width, steps, order, guidance, seed, grain, blend]
         drawing = button.click(sample, settings, [picture, gif, field, center, view, factor])
         # Who waits leaves the queue; who is being drawn for stops after the step.
         stop.click(cancel, cancels=[drawing], queue=False)
-        for slider in (factor, grain):
+        for slider in (factor, grain, blend):
             # Dragged, or typed beside it; of what is asked for while one view is decoded, the last.
-            slider.input(look, [field, factor, center, grain], view, trigger_mode='always_last')
-        picture.select(point, [field, factor, grain], [center, view])
+            slider.input(look, [field, factor, center, grain, blend], view, trigger_mode='always_last')
+        picture.select(point, [field, factor, grain, blend], [center, view])
     return app
 
 

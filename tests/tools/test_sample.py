@@ -92,6 +92,25 @@ def test_classes_by_name_and_number_with_grid_animation_and_decoding(sample, cla
     assert np.abs(pixels(alone / '1_seed6.png').astype(int) - pixels(out / 'one_seed6.png')).max() <= 1
 
 
+def test_patches_are_joined_as_far_as_asked(sample, classes, tmp_path):
+    def draw(*blend):
+        out = tmp_path / '_'.join(map(str, ['blend', *blend]))
+        options = ['--size', '32x32', '--token-grid', '2x2', '--decode', '32x32', '--interval', '0,1']
+        assert sample(classes, '--class-label', 1, *options, *blend, '--out', out)[0] is None
+        with Image.open(out / '1_seed0.png') as image:
+            parameters = json.loads(image.info['pixnerd'])
+        return *(pixels(out / name).astype(int) for name in ('1_seed0.png', '1_seed0_decoded.png')), parameters
+
+    by_default, hard, joined = draw(), draw('--blend', 0), draw('--blend', 0.5)
+    # Sampled with hard borders, as published, and decoded with joined ones; what is asked for holds for both.
+    assert (by_default[0] == hard[0]).all()
+    differences = [np.abs(sampled - decoded).mean() for sampled, decoded, _ in (by_default, hard, joined)]
+    assert differences[0] > 5 * max(differences[1:])
+    assert np.abs(joined[0] - hard[0]).mean() > 5 * differences[2]
+    assert 'blend' not in by_default[2]
+    assert [parameters['blend'] for *_, parameters in (hard, joined)] == [0, 0.5]
+
+
 def test_classes_and_seeds_as_people_write_them(sample, classes, tmp_path):
     def names(*arguments):
         out = tmp_path / str(len(list(tmp_path.iterdir())))
@@ -180,6 +199,7 @@ def test_a_file_that_holds_no_prompts_is_named(sample, texts, tmp_path, content,
         (['CLASSES', '--prompt', 'a cat'], 'draws classes'),
         (['CLASSES', '--class-label', '1', '--region', '0,0,4,4'], '--decode'),
         (['CLASSES', '--class-label', '1', '--steps', '0'], 'num_steps=0'),
+        (['CLASSES', '--class-label', '1', '--blend', '2'], 'blend=2.0 must be from 0'),
         (['missing.safetensors', '--class-label', '1'], 'missing.safetensors'),
         (['TEXTS', '--class-label', '1'], 'draws prompts'),
         (['TEXTS', '--prompt', 'a cat'], '--text-encoder'),

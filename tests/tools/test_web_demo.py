@@ -51,13 +51,23 @@ def test_drawing_gives_picture_animation_and_field(pipe):
 
 def test_zooming_decodes_a_window_of_constant_size(pipe):
     *_, field = DEMO['draw'](pipe, '1', '', (8, 8), 2, 1, 1.0, 0)
-    whole = DEMO['zoom'](field, 1, (0.5, 0.5), 0)
-    corner = DEMO['zoom'](field, 2, (0, 1), 0)
+    whole = DEMO['zoom'](field, 1, (0.5, 0.5), 0, 0.5)
+    corner = DEMO['zoom'](field, 2, (0, 1), 0, 0.5)
     assert whole.shape == corner.shape == (DEMO['VIEW'], DEMO['VIEW'], 3)
     # Twice as fine, so the mean of four pixels is about the pixel of the whole there.
     half = DEMO['VIEW'] // 2
     mean = corner.reshape(half, 2, half, 2, 3).mean((1, 3))
     assert np.abs(mean - whole[:half, half:]).mean() < 8
+
+
+def test_patches_are_joined_as_far_as_the_visitor_asks(pipe):
+    *_, field = DEMO['draw'](pipe, '1', '', (8, 8), 2, 1, 1.0, 0)
+    hard, joined = (DEMO['zoom'](field, 1, (0.5, 0.5), 0, blend).astype(int) for blend in (0, 0.5))
+    # Two patches a side: the border is in the middle, and half a base pixel around it is shared.
+    middle, shared = DEMO['VIEW'] // 2, DEMO['VIEW'] // 16
+    step = [np.abs(pixels[middle] - pixels[middle - 1]).mean() for pixels in (hard, joined)]
+    assert step[1] < step[0] / 4
+    assert (hard[: middle - shared, : middle - shared] == joined[: middle - shared, : middle - shared]).all()
 
 
 def test_a_picture_larger_than_the_view_is_shown_whole():
@@ -138,7 +148,9 @@ def test_zooming_has_limits_too(pipe):
     *_, field = DEMO['draw'](pipe, '1', '', (8, 8), 1, 1, 1.0, 0)
     for factor, grain in ((0.001, 0), (65, 0), (float('nan'), 0), (1, -1), (1, 2)):
         with pytest.raises(ValueError, match='must be from 1 to 64'):
-            DEMO['zoom'](field, factor, (0.5, 0.5), grain)
+            DEMO['zoom'](field, factor, (0.5, 0.5), grain, 0.5)
+    with pytest.raises(ValueError, match='blend=2 must be from 0'):
+        DEMO['zoom'](field, 1, (0.5, 0.5), 0, 2)
 
 
 def test_cancelling_stops_the_visitors_own_drawing_after_its_step(pipe):
@@ -173,10 +185,12 @@ def test_the_page_serves_pictures_within_limits_and_forgets_them(pipe):
     )
     try:
         visitor = client.Client(url, verbose=False)
-        result = visitor.predict('1', 8, 12, 3, 2, 2.0, 5, api_name='/sample')
+        result = visitor.predict('1', 8, 12, 3, 2, 2.0, 5, 0, 0.5, api_name='/sample')
         with Image.open(result[0] if isinstance(result[0], str) else result[0]['path']) as picture:
             assert picture.width / picture.height == 12 / 8
         with pytest.raises(Exception, match=r'(?i)64|maximum'):
-            visitor.predict('1', 64, 64, 3, 2, 2.0, 5, api_name='/sample')
+            visitor.predict('1', 64, 64, 3, 2, 2.0, 5, 0, 0.5, api_name='/sample')
+        with pytest.raises(Exception, match=r'(?i)maximum|blend'):
+            visitor.predict('1', 8, 12, 3, 2, 2.0, 5, 0, 7, api_name='/sample')
     finally:
         app.close()
