@@ -1,5 +1,6 @@
 """tools/analysis_tools/field_resolution.py on networks that know nothing."""
 
+import importlib
 import json
 import runpy
 import sys
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from pixnerd_plugin import load_backbone
 from pixnerd_plugin.registry import MODELS
 from tests.training import ROOT
 
@@ -52,19 +54,53 @@ def save(path, std=0.0):
 
 def test_comparing_prints_numbers(run, net):
     printed = run('compare', net, net, '--num', 4, '--samples', 2)
-    rows = [
-        [cell.strip() for cell in line.split('|')[1:-1]] for line in printed.splitlines() if line.startswith('| 4x')
-    ]
-    psnr = {(row[1], row[2]): [float(value) for value in row[3:]] for row in rows if len(row) == 7}
+    estimates, looks = printed.split('Steps across borders')
+    rows = [row for row in table(estimates) if row[0] == '4x']
+    found = {(row[1], row[2]): [float(value) for value in row[3:]] for row in rows}
+    assert len(found) == 9
     # Both networks are the same one here, and their velocity is zero.
-    fine = [values for (start, method), values in psnr.items() if start == 'bicubic' and 'finer' in method]
+    fine = [values for (start, method), values in found.items() if start == 'bicubic' and 'finer' in method]
     assert fine[0] == fine[1]
-    assert all(np.diff(fine[0]) > 0)
-    looks = {row[1]: [float(value) for value in row[2:]] for row in rows if len(row) == 4}
-    assert len(looks) == 8
-    assert looks['the originals'][1] == 1
-    # Independent noise in every pixel is rougher than the same noise enlarged.
-    assert looks["the paper's way, one density"][1] > looks['bicubic, one density'][1]
+    assert all(np.diff(fine[0][:3]) > 0)
+    assert all(np.diff(fine[0][3:]) > 0)
+    seams = {row[0]: [float(value) for value in row[1:]] for row in table(looks)[1:]}
+    assert len(seams) == 9
+    assert seams['field, joined, one density'] == seams['field, hard borders, several densities']
+
+
+@pytest.fixture
+def ways(monkeypatch):
+    monkeypatch.syspath_prepend(TOOL.parent)
+    return importlib.import_module('resolution_ways')
+
+
+def test_edges_are_counted_by_how_sharp_they_are_and_grain_is_not(ways):
+    edge = torch.full((1, 3, 64, 64), -0.5)
+    edge[..., 32:] = 0.5
+    for width in (2, 4, 8):
+        ramp = ((torch.arange(64) - 31.5) / width).clamp(-0.5, 0.5).expand_as(edge)
+        assert ways.edge_share(ramp, edge) == pytest.approx(1 / width)
+    assert ways.edge_share(edge / 2, edge) == pytest.approx(1 / 2)
+    assert ways.edge_share(edge.mT, edge) == 0
+    torch.manual_seed(0)
+    grain = 0.1 * torch.randn(edge.shape)
+    assert ways.edge_share(edge + grain, edge) == pytest.approx(1, abs=0.05)
+    assert ways.edge_share(grain, edge) == pytest.approx(0, abs=0.05)
+
+
+def test_the_estimate_at_base_size_is_that_of_one_step(ways, trained):
+    net = load_backbone(trained)
+    base, noise = torch.randn(2, 2, 3, 8, 8)
+    labels, t = torch.tensor([1, 2]), 0.6
+    with torch.no_grad():
+        x = t * base + (1 - t) * noise
+        expected = x + (1 - t) * net(x, torch.full((2,), t), labels)
+        assert torch.equal(ways.one_step(net, base, noise, t, labels), expected)
+        torch.testing.assert_close(ways.paper_step(net, base, noise, t, labels, 2), expected)
+        fine = ways.one_step(net, base, noise, t, labels, ways.upsample(base, 4), 4)
+    # Joined: no larger steps at the border of the two patches than beside it.
+    steps = fine.diff(dim=3).abs().mean((0, 1, 2))
+    assert steps[15] < 2 * steps[[14, 16]].mean()
 
 
 def test_seams_are_measured_and_drawn(run, trained, tmp_path):

@@ -29,7 +29,7 @@ def parse_args() -> argparse.Namespace:
     compare.add_argument('multi', help='checkpoint trained at several densities')
     compare.add_argument('--data', default='digits', help="'digits', or a folder of held-out photographs (digits)")
     compare.add_argument('--num', type=int, default=48, help='held-out pictures to measure on (48)')
-    compare.add_argument('--samples', type=int, default=16, help='pictures to sample for seams and detail (16)')
+    compare.add_argument('--samples', type=int, default=16, help='pictures to sample for seams (16)')
     compare.set_defaults(run=run_compare)
 
     seams = commands.add_parser('seams', help='measure and draw seams between patches, hard and joined')
@@ -101,14 +101,16 @@ def load(path: str):
 
 def run_compare(args: argparse.Namespace) -> None:
     import torch
-    from resolution_numbers import SCALES, load_originals, print_looks, print_psnr
+    from resolution_numbers import SCALES, load_originals, print_estimates, print_looks
 
     (single, *_), (multi, sampler, size) = load(args.single), load(args.multi)
     images, labels = load_originals(args.data, size * max(SCALES), args.num)
     torch.manual_seed(args.seed)
-    print(f'One step on {len(images)} held-out pictures, {size} pixels wide: PSNR in dB at the finer pixels\n')
+    print(
+        f'One step on {len(images)} held-out pictures, {size} pixels wide: PSNR in dB, and the share of their edges\n'
+    )
     with torch.no_grad():
-        print_psnr(single, multi, images, labels, size)
+        print_estimates(single, multi, images, labels, size)
         print_looks(single, multi, sampler, images, size, args.samples, args.seed)
 
 

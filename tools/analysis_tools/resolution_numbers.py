@@ -2,13 +2,14 @@
 
 import torch
 import torch.nn.functional as F
-from resolution_ways import finer_noise, fixed_tokens, one_step, paper_sample, paper_step, psnr, upsample
+from resolution_ways import edge_share, finer_noise, fixed_tokens, one_step, paper_sample, paper_step, psnr, upsample
 
 from pixnerd_plugin.datasets import DigitsDataset, ImageFolder
+from pixnerd_plugin.functional.blending import BLEND
 from pixnerd_plugin.functional.noise import draw_noise, image_generators
-from pixnerd_plugin.functional.seams import border_steps, seam_ratio
+from pixnerd_plugin.functional.seams import seam_ratio
 
-TIMES = (0.3, 0.5, 0.7, 0.9)
+TIMES = (0.3, 0.6, 0.9)
 SCALES = (2, 4, 8)
 BLENDS = (0.0, 0.5, 1.0)
 
@@ -29,60 +30,63 @@ def shrink(images, size: int):
     return F.interpolate(images, size=(size, size), mode='area')
 
 
-def print_psnr(single, multi, images, labels, base_size: int) -> None:
-    """Print a table: the mean PSNR of ``x_t + (1 - t) v`` against the originals, by scale, method and time."""
-    print('| size | fine pixels start from | method | ' + ' | '.join(f't = {t}' for t in TIMES) + ' |')
-    print('|---|---|---|' + '---|' * len(TIMES))
+def print_estimates(single, multi, images, labels, base_size: int) -> None:
+    """Print a table, by scale and method: PSNR of ``x_t + (1 - t) v`` to the originals, and share of their edges."""
+    columns = [f'{what}, t = {t}' for what in ('PSNR', 'edges') for t in TIMES]
+    print('| size | fine pixels start from | method | ' + ' | '.join(columns) + ' |')
+    print('|---|---|---|' + '---|' * len(columns))
+    networks = {'one density': single, 'several densities': multi}
     base = shrink(images, base_size)
     coarse = torch.randn_like(base)
+    patches = base_size // single.patch_size
     for scale in SCALES:
         original, guess = shrink(images, base_size * scale), upsample(base, scale)
         fine = finer_noise(coarse, scale)
         rows = {}
         for t in TIMES:
             found = {}
-            for name, net in (('one density', single), ('several densities', multi)):
+            for name, net in networks.items():
                 estimate = upsample(one_step(net, base, coarse, t, labels), scale)
                 found['nothing', f'bicubic of the estimate at base size, {name}'] = estimate
-            for start, picture in (('the original', original), ('bicubic', guess)):
-                patches = base_size // single.patch_size
+            for start, picture in (('bicubic', guess), ('the original', original)):
                 found[start, "the paper's, one density"] = paper_step(single, picture, fine, t, labels, patches)
-                found[start, 'finer field, one density'] = one_step(single, base, coarse, t, labels, picture, scale)
-                found[start, 'finer field, several densities'] = one_step(
-                    multi, base, coarse, t, labels, picture, scale
-                )
+                for name, net in networks.items():
+                    found[start, f'finer field, {name}'] = one_step(net, base, coarse, t, labels, picture, scale)
+            found['-', 'bicubic of the true base picture'] = guess
             for key, estimate in found.items():
-                rows.setdefault(key, []).append(psnr(estimate, original))
+                rows.setdefault(key, []).append((psnr(estimate, original), edge_share(estimate, original)))
         for (start, method), values in rows.items():
-            print(f'| {scale}x | {start} | {method} | ' + ' | '.join(f'{value:.1f}' for value in values) + ' |')
-        print(f'| {scale}x | - | bicubic of the true base picture | ' + f'{psnr(guess, original):.1f} | ' * len(TIMES))
+            cells = [f'{decibels:.1f}' for decibels, _ in values] + [f'{share:.2f}' for _, share in values]
+            print(f'| {scale}x | {start} | {method} | ' + ' | '.join(cells) + ' |')
 
 
 def print_looks(single, multi, sampler, images, base_size: int, num: int, seed: int) -> None:
-    """Print, for whole sampled pictures: seams between patches, and steps inside patches against the originals'."""
+    """Print the seams between patches of whole sampled pictures, by method and size."""
     noise = draw_noise(image_generators(range(seed, seed + num)), (3, base_size, base_size))
     labels, null = torch.arange(num) % single.num_classes, torch.tensor([single.num_classes])
-    image, field = sampler.sample(single, noise, labels, null, record_field=True)
-    image_multi, field_multi = sampler.sample(multi, noise, labels, null, record_field=True)
-    print('\n| size | method | seams | detail |\n|---|---|---|---|')
-    for scale in (1, *SCALES):
-        size, grid = (base_size * scale,) * 2, (base_size // single.patch_size,) * 2
-        real, fine = border_steps(shrink(images, size[0]), grid)
-        print(f'| {scale}x | the originals | {real / fine:.2f} | 1.00 |')
-        ways = {'one density': image, 'several densities': image_multi}
-        if scale > 1:
-            ways = {
-                'bicubic, one density': upsample(image, scale),
-                'bicubic, several densities': upsample(image_multi, scale),
-                "the paper's way, one density": paper_sample(single, sampler, noise, labels, null, scale),
-                'field, corners, one density': field.decode(size, alignment='corners'),
-                'field, centers, one density': field.decode(size, alignment='centers'),
-                'field, centers, several densities': field_multi.decode(size, alignment='centers'),
-                'field, hard borders, several densities': field_multi.decode(size, alignment='centers', blend=0),
-            }
-        for name, pictures in ways.items():
-            across, inside = border_steps(pictures, grid)
-            print(f'| {scale}x | {name} | {across / inside:.2f} | {inside / fine:.2f} |')
+    grid = (base_size // single.patch_size,) * 2
+    scales = (1, *SCALES)
+    rows = {'the originals': [shrink(images, base_size * scale) for scale in scales]}
+    for name, net in (('one density', single), ('several densities', multi)):
+        image, field = sampler.sample(net, noise, labels, null, record_field=True)
+        rows[f'bicubic, {name}'] = [image, *(upsample(image, scale) for scale in SCALES)]
+        rows[f"the paper's way, {name}"] = [
+            image,
+            *(paper_sample(net, sampler, noise, labels, null, scale) for scale in SCALES),
+        ]
+        for how, blend in (('hard borders', 0.0), ('joined', BLEND)):
+            rows[f'field, {how}, {name}'] = [
+                field.decode((base_size * scale,) * 2, alignment='centers', blend=blend) for scale in scales
+            ]
+    print(f'\nSteps across borders over steps inside, {num} pictures\n')
+    print_ratios(rows, grid, scales)
+
+
+def print_ratios(rows: dict, grid: tuple[int, int], scales) -> None:
+    """Print the seam ratio of each row's pictures, a column for each scale."""
+    print('| |' + ''.join(f' {scale}x |' for scale in scales) + '\n|---|' + '---|' * len(scales))
+    for name, pictures in rows.items():
+        print(f'| {name} |' + ''.join(f' {seam_ratio(each, grid):.2f} |' for each in pictures))
 
 
 def print_seams(net, sampler, images, base_size: int, num: int, seed: int, scales=(1, *SCALES)) -> None:
@@ -92,14 +96,12 @@ def print_seams(net, sampler, images, base_size: int, num: int, seed: int, scale
     grid = (base_size // net.patch_size,) * 2
     _, field = sampler.sample(net, noise, labels, null, record_field=True)
     fine = {scale: finer_noise(noise, scale) for scale in scales}
-    rows = {'the originals': [seam_ratio(shrink(images, base_size * scale), grid) for scale in scales]}
+    rows = {'the originals': [shrink(images, base_size * scale) for scale in scales]}
     for blend in BLENDS:
-        decoded = (field.decode((base_size * scale,) * 2, blend=blend) for scale in scales)
-        rows[f'decoded, blend={blend:g}'] = [seam_ratio(pictures, grid) for pictures in decoded]
+        rows[f'decoded, blend={blend:g}'] = [field.decode((base_size * scale,) * 2, blend=blend) for scale in scales]
     for blend in BLENDS:
-        sampled = (fixed_tokens(net, sampler, fine[scale], labels, null, grid, blend) for scale in scales)
-        rows[f'sampled at {grid[0]}x{grid[1]} tokens, blend={blend:g}'] = [seam_ratio(x, grid) for x in sampled]
+        rows[f'sampled at {grid[0]}x{grid[1]} tokens, blend={blend:g}'] = [
+            fixed_tokens(net, sampler, fine[scale], labels, null, grid, blend) for scale in scales
+        ]
     print(f'Steps across borders over steps inside, {num} pictures, {net.head.alignment}-aligned\n')
-    print('| |' + ''.join(f' {scale}x |' for scale in scales) + '\n|---|' + '---|' * len(scales))
-    for name, values in rows.items():
-        print(f'| {name} |' + ''.join(f' {value:.2f} |' for value in values))
+    print_ratios(rows, grid, scales)
