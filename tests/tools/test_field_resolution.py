@@ -103,8 +103,11 @@ def test_the_estimate_at_base_size_is_that_of_one_step(ways, trained):
     assert steps[15] < 2 * steps[[14, 16]].mean()
 
 
-def test_seams_are_measured_and_drawn(run, trained, tmp_path):
-    printed = run('seams', trained, '--num', 4, '--samples', 2, '--shown', 2, '--scale', 4, '--out', tmp_path)
+@pytest.mark.parametrize('alignment', ['centers', 'corners'])
+def test_seams_are_measured_and_drawn(run, trained, tmp_path, alignment):
+    options = ['--shown', 2, '--scale', 4, '--alignment', alignment, '--out', tmp_path]
+    printed = run('seams', trained, '--num', 4, '--samples', 2, *options)
+    assert f'{alignment}-aligned' in printed
     rows = {row[0]: [float(value) for value in row[1:]] for row in table(printed)[1:]}
     assert len(rows) == 7
     for way in ('decoded', 'sampled at 2x2 tokens'):

@@ -40,6 +40,7 @@ def parse_args() -> argparse.Namespace:
     seams.add_argument('--shown', type=int, default=4, help='of which are drawn (4)')
     seams.add_argument('--scale', type=int, default=8, help='at this multiple of the size (8)')
     seams.add_argument('--scales', type=int, nargs='+', default=[1, 2, 4, 8], help='multiples to measure (1 2 4 8)')
+    seams.add_argument('--alignment', choices=['centers', 'corners'], help="read with this rule (the checkpoint's own)")
     seams.set_defaults(run=run_seams)
 
     sheets = commands.add_parser('sheets', help="draw contact sheets: bicubic, the paper's way and the field")
@@ -118,13 +119,14 @@ def run_seams(args: argparse.Namespace) -> None:
     import torch
     from resolution_numbers import load_originals, print_seams
     from resolution_sheets import draw_seams
+    from resolution_ways import aligned
 
     net, sampler, size = load(args.checkpoint)
     images, _ = load_originals(args.data, size * max(args.scales), args.num)
     torch.manual_seed(args.seed)
-    with torch.no_grad():
+    with aligned(net, args.alignment or net.head.alignment):
         print_seams(net, sampler, images, size, args.samples, args.seed, args.scales)
-    draw_seams(net, sampler, size, args.scale, args.shown, args.seed, args.out / 'seams.png')
+        draw_seams(net, sampler, size, args.scale, args.shown, args.seed, args.out / 'seams.png')
 
 
 def run_sheets(args: argparse.Namespace) -> None:
