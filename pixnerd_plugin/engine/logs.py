@@ -1,10 +1,14 @@
-"""Reading the logs of a training run, over all its starts."""
+"""The logs of a training run, over all its starts: reading them, and taking out what a later start repeats."""
 
 from __future__ import annotations
 
+import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
+
+from pixnerd_plugin.formats.atomic import atomic_path
 
 # Scalars that depend on the machine and the moment, not on the training.
 _MEASURED = ('time', 'data_time', 'images_per_second', 'data_wait', 'mfu', 'memory')
@@ -45,3 +49,32 @@ def read_scalars(work_dir: str | Path, strict: bool = False) -> dict[int, dict[s
                     raise ValueError(f'{log}: iteration {step} is logged twice')
                 entries[step] = entry
     return dict(sorted(entries.items()))
+
+
+def set_aside_after(work_dir: str | Path, iteration: int) -> None:
+    """Take lines of later iterations, and an incomplete line, out of all logs of a work folder.
+
+    Nothing is lost: a log that had such lines is kept beside the new one, as ``scalars.json.1`` or the next free number.
+    """
+    for log in Path(work_dir).glob('*/vis_data/*.json'):
+        lines = log.read_text(errors='replace').splitlines(keepends=True)
+        kept = [line for line in lines if _step(line) <= iteration]
+        if len(kept) == len(lines):
+            continue
+        names = (log.with_name(f'{log.name}.{number}') for number in itertools.count(1))
+        old = next(name for name in names if not name.exists())
+        if not kept:
+            log.rename(old)
+            continue
+        # A copy: killed in between, the log is still there.
+        with atomic_path(old) as temporary:
+            shutil.copyfile(log, temporary)
+        with atomic_path(log) as temporary:
+            temporary.write_text(''.join(kept))
+
+
+def _step(line: str) -> float:
+    try:
+        return float(json.loads(line)['step'])
+    except (ValueError, KeyError, TypeError):
+        return float('inf')

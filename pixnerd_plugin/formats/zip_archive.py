@@ -20,6 +20,9 @@ _NAMES = re.compile(
 
 # A record takes some 100 bytes here, and ten times that in memory; a checkpoint has some thousands.
 MAX_DIRECTORY = 4 * 2**20
+# What torch sets: sizes follow the data, names are UTF-8. Others are encryption and patches, which torch refuses to read.
+_FLAGS = 0x808
+_BLOCK = 2**20
 _END, _END64, _LOCATOR64 = struct.Struct('<4s4H2LH'), struct.Struct('<4sQ2H2L4Q'), struct.Struct('<4sLQL')
 
 
@@ -41,6 +44,21 @@ class Archive(NamedTuple):
             raise ValueError(f'its {name} does not fit its checksum')
         return content
 
+    def verify(self) -> None:
+        """Compare all records with their checksums; this reads the whole file, a block at a time.
+
+        Raises:
+            ValueError: naming the first record that has another.
+        """
+        with open(self.path, 'rb') as file:
+            for name, span in self.records.items():
+                file.seek(span.offset)
+                crc, left = 0, span.size
+                while left and (block := file.read(min(left, _BLOCK))):
+                    crc, left = zlib.crc32(block, crc), left - len(block)
+                if left or crc != span.crc:
+                    raise ValueError(f'the checksum of its {name} is wrong')
+
 
 def open_archive(path: Path) -> Archive:
     """Read the directory.
@@ -50,14 +68,15 @@ def open_archive(path: Path) -> Archive:
             that leave the folder, records that overlap, are twice there or end after the file are refused here.
     """
     require_written(path)
-    try:
-        with open(path, 'rb') as file:
+    with open(path, 'rb') as file:
+        try:
             check_directory_size(file)
             with zipfile.ZipFile(file) as archive:
                 entries = archive.infolist()
             spans = [_span(path, file, entry) for entry in entries]
-    except (zipfile.BadZipFile, struct.error, OverflowError, NotImplementedError, EOFError) as error:
-        raise ValueError(f'its directory is damaged ({error})') from None
+        # An OSError is of a place before the start of the file.
+        except (zipfile.BadZipFile, struct.error, OverflowError, NotImplementedError, EOFError, OSError) as error:
+            raise ValueError(f'its directory is damaged ({error})') from None
     folder = entries[0].filename.split('/')[0] if entries else ''
     records: dict[str, Span] = {}
     for entry, span in zip(entries, spans, strict=True):
@@ -101,8 +120,8 @@ def _span(path: Path, file: BinaryIO, entry: zipfile.ZipInfo) -> Span:
     name = entry.filename
     if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
         raise ValueError(f'its record {name!r} is compressed, which torch never does')
-    if entry.flag_bits & 1 or stat.S_ISLNK(entry.external_attr >> 16):
-        raise ValueError(f'its record {name!r} is encrypted or a link')
+    if entry.flag_bits & ~_FLAGS or stat.S_ISLNK(entry.external_attr >> 16):
+        raise ValueError(f'its record {name!r} is encrypted, a patch or a link')
     # zipfile shifts offsets by where it thinks the archive starts, below zero in a damaged one.
     file.seek(max(entry.header_offset, 0))
     header = file.read(30)

@@ -6,13 +6,21 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from pixnerd_plugin.engine.resume import find_checkpoint, require_checkpoint, set_resume
+from pixnerd_plugin.engine.resume import find_checkpoint, require_checkpoint, require_fresh, set_resume
+
+
+def save(path, step, **parts):
+    """The least that a training can go on from."""
+    state = dict(
+        meta=dict(iter=step, epoch=0), state_dict=dict(weight=torch.arange(64.0)), message_hub={}, optimizer={}
+    )
+    torch.save(state | parts, path)
 
 
 @pytest.fixture
 def work_dir(tmp_path):
     for step in (2, 4, 10):
-        torch.save(dict(step=step), tmp_path / f'iter_{step}.pth')
+        save(tmp_path / f'iter_{step}.pth', step)
     (tmp_path / 'last_checkpoint').write_text('/where/it/was/iter_4.pth')
     return tmp_path
 
@@ -32,7 +40,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(work_dir, capsys):
 
 def test_a_flipped_bit_is_found_wherever_a_tensor_has_it(tmp_path):
     path = tmp_path / 'iter_1.pth'
-    torch.save(dict(weight=torch.arange(64.0)), path)
+    save(path, 1)
     whole = path.read_bytes()
     start = whole.index(torch.arange(64.0).numpy().tobytes())
     for at in (start, start + 100, start + 255):
@@ -46,6 +54,88 @@ def test_a_flipped_bit_is_found_wherever_a_tensor_has_it(tmp_path):
 def test_without_a_pointer_the_newest_whole_checkpoint_counts(work_dir):
     (work_dir / 'last_checkpoint').unlink()
     assert find_checkpoint(work_dir).name == 'iter_10.pth'
+
+
+def test_a_run_that_saves_elsewhere_is_found_there(tmp_path):
+    saved = tmp_path / 'elsewhere/run'
+    saved.mkdir(parents=True)
+    save(saved / 'iter_4.pth', 4)
+    (tmp_path / 'run').mkdir()
+    for text in (saved / 'iter_4.pth', 'a\0b/iter_4.pth', tmp_path / 'gone/iter_4.pth'):
+        (tmp_path / 'run/last_checkpoint').write_text(str(text))
+        assert find_checkpoint(tmp_path / 'run') == (saved / 'iter_4.pth' if text == saved / 'iter_4.pth' else None)
+
+
+def test_what_a_kill_left_half_written_neither_counts_nor_blocks(tmp_path):
+    left = tmp_path / '.tmp-123-iter_3.pth'
+    left.write_bytes(b'half')
+    assert find_checkpoint(tmp_path) is None
+    require_fresh(tmp_path)
+    save(tmp_path / 'iter_2.pth', 2)
+    assert find_checkpoint(tmp_path) == tmp_path / 'iter_2.pth'
+
+
+@pytest.mark.parametrize(
+    ('parts', 'named'),
+    [
+        (dict(optimizer=None), 'optimizer'),
+        (dict(meta={}, message_hub=None), 'message_hub, meta.iter, meta.epoch'),
+        (dict(meta=dict(iter='2', epoch=0)), 'meta.iter'),
+    ],
+)
+def test_weights_alone_are_refused_in_one_line_and_passed_over(work_dir, parts, named):
+    save(work_dir / 'iter_4.pth', 4, **parts)
+    with pytest.raises(ValueError, match=rf'no state of a training \(it has no {named}\).*load_from=') as refused:
+        set_resume(Config(dict(work_dir=str(work_dir))), str(work_dir / 'iter_4.pth'))
+    assert '\n' not in str(refused.value)
+    assert find_checkpoint(work_dir) == work_dir / 'iter_2.pth'
+
+
+@pytest.mark.parametrize('content', [[1, 2], torch.ones(2), None])
+def test_a_file_of_something_else_is_passed_over(work_dir, content):
+    torch.save(content, work_dir / 'iter_4.pth')
+    assert find_checkpoint(work_dir) == work_dir / 'iter_2.pth'
+
+
+def test_a_foreign_archive_is_passed_over(work_dir):
+    with zipfile.ZipFile(work_dir / 'iter_4.pth', 'w') as archive:
+        archive.writestr('holiday.jpg', bytes(100))
+    assert find_checkpoint(work_dir) == work_dir / 'iter_2.pth'
+
+
+def test_whatever_bit_flips_at_the_end_of_a_file_it_is_refused_or_loads_unchanged(tmp_path):
+    path = tmp_path / 'iter_1.pth'
+    save(path, 1)
+    whole, loaded = path.read_bytes(), 0
+    for at in range(8 * 168):
+        damaged = bytearray(whole)
+        damaged[-1 - at // 8] ^= 1 << at % 8
+        path.write_bytes(damaged)
+        try:
+            require_checkpoint(path)
+        except ValueError as error:
+            assert '\n' not in str(error)
+            continue
+        loaded += 1
+        state = torch.load(path, map_location='cpu', weights_only=True)
+        assert torch.equal(state['state_dict']['weight'], torch.arange(64.0))
+        assert state['meta'] == dict(iter=1, epoch=0)
+    assert 0 < loaded < 8 * 168 / 3, 'most of these bytes matter, and some do not'
+
+
+def test_a_folder_with_a_run_is_not_taken_over(work_dir):
+    with pytest.raises(ValueError, match=r'holds a run already \(iter_4\.pth\).*--resume.*--work-dir'):
+        require_fresh(work_dir)
+
+
+def test_logs_of_a_start_that_saved_nothing_are_kept_aside(tmp_path):
+    log = tmp_path / 'a/vis_data/scalars.json'
+    log.parent.mkdir(parents=True)
+    for number in (1, 2):
+        log.write_text(f'{{"step": {number}}}\n')
+        require_fresh(tmp_path)
+        assert log.with_name(f'scalars.json.{number}').read_text() == f'{{"step": {number}}}\n'
+    assert not log.exists()
 
 
 def test_nothing_but_damaged_checkpoints_is_an_error_and_no_new_start(work_dir):
@@ -79,7 +169,7 @@ def test_a_run_without_a_checkpoint_starts_anew_and_so_do_its_logs(tmp_path, cap
     set_resume(config, 'auto')
     assert 'resume' not in config
     assert 'training starts from the beginning' in capsys.readouterr().out
-    assert log.read_text() == ''
+    assert (log.exists(), log.with_name('scalars.json.1').read_text()) == (False, '{"step": 1}\n')
 
 
 def change_entries(path, offset, value, local=None):
@@ -119,7 +209,7 @@ def test_archives_that_torch_never_writes_give_way_to_the_one_before(work_dir, d
     path = work_dir / 'iter_4.pth'
     damage(path)
     assert find_checkpoint(work_dir) == work_dir / 'iter_2.pth'
-    with pytest.raises(ValueError, match=f'^checkpoint {path} is damaged'):
+    with pytest.raises(ValueError, match=f'^checkpoint {path} is cut short or damaged'):
         require_checkpoint(path)
 
 
@@ -129,12 +219,14 @@ def test_what_only_has_the_name_of_a_checkpoint_is_passed_over(work_dir):
     (work_dir / 'iter_14.pth').symlink_to(work_dir / 'absent')
     os.mkfifo(work_dir / 'iter_16.pth')
     assert find_checkpoint(work_dir) == work_dir / 'iter_10.pth'
+    for name in ('iter_12.pth', 'iter_16.pth'):
+        with pytest.raises(ValueError, match=f'{name} is no file'):
+            require_checkpoint(work_dir / name)
 
 
-@pytest.mark.parametrize('content', [b'\xff\xfe', b'\0', b'iter_' + b'9' * 4090, b'iter_' + b'9' * 30 + b'.pth'])
+@pytest.mark.parametrize(
+    'content', [b'\xff\xfe', b'\0', b'iter_' + b'9' * 4090, b'iter_' + b'9' * 30 + b'.pth', bytes(5000)]
+)
 def test_a_pointer_that_names_nothing_is_as_if_there_was_none(work_dir, content):
     (work_dir / 'last_checkpoint').write_bytes(content)
     assert find_checkpoint(work_dir) == work_dir / 'iter_10.pth'
-    (work_dir / 'last_checkpoint').write_bytes(bytes(5000))
-    with pytest.raises(ValueError, match='last_checkpoint: it has more than 4096 bytes'):
-        find_checkpoint(work_dir)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +11,7 @@ from mmengine.hooks import CheckpointHook, LoggerHook, RuntimeInfoHook
 from mmengine.model import is_model_wrapper
 from torch import Tensor
 
-from pixnerd_plugin.formats.atomic import atomic_path
+from pixnerd_plugin.engine.logs import set_aside_after
 from pixnerd_plugin.registry import HOOKS
 
 BY_TIME = 'by_time'
@@ -48,7 +46,7 @@ class ScalarsHook(RuntimeInfoHook):
         saves = [hook.interval for hook in runner.hooks if isinstance(hook, CheckpointHook) and not hook.by_epoch]
         self._due = [interval for interval in intervals + saves if interval > 0]
         if runner._resume and is_main_process():
-            forget_scalars_after(runner.work_dir, runner.iter)
+            set_aside_after(runner.work_dir, runner.iter)
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         self._names = list(outputs)
@@ -87,20 +85,3 @@ class ScalarsHook(RuntimeInfoHook):
                 for index, (total, number) in enumerate(zip(terms, members, strict=True)):
                     middle = (index + 0.5) / self.time_bins
                     hub.update_scalar(f'{BY_TIME}/{name}_by_time/{middle:.3g}', total, int(number))
-
-
-def forget_scalars_after(work_dir: str | Path, iteration: int) -> None:
-    """Remove lines of later iterations, and an incomplete line, from all logs of a work folder."""
-    for log in Path(work_dir).glob('*/vis_data/*.json'):
-        lines = log.read_text().splitlines(keepends=True)
-        kept = [line for line in lines if _step(line) <= iteration]
-        if len(kept) < len(lines):
-            with atomic_path(log) as temporary:
-                temporary.write_text(''.join(kept))
-
-
-def _step(line: str) -> float:
-    try:
-        return json.loads(line)['step']
-    except (ValueError, KeyError, TypeError):
-        return float('inf')

@@ -1,4 +1,3 @@
-import json
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +7,6 @@ from mmengine.logging import MessageHub
 from torch import nn
 
 from pixnerd_plugin.engine.hooks import ScalarsHook
-from pixnerd_plugin.engine.hooks.scalars import forget_scalars_after
 
 
 class Model(nn.Module):
@@ -74,12 +72,3 @@ def test_losses_by_time_are_the_means_of_the_pictures_in_each_bin(runner):
         inside = (t >= index / 4) & (t < (index + 1) / 4)
         assert counts.sum() == inside.sum()
         assert values.sum() / counts.sum() == pytest.approx(flow[inside].mean().item(), rel=1e-5)
-
-
-def test_later_lines_and_a_torn_one_are_forgotten(tmp_path):
-    log = tmp_path / '20260101_000000/vis_data/scalars.json'
-    log.parent.mkdir(parents=True)
-    lines = [json.dumps(dict(loss=1.0, step=step)) for step in range(1, 6)]
-    log.write_text('\n'.join(lines) + '\n{"loss": 1.')
-    forget_scalars_after(tmp_path, 3)
-    assert [json.loads(line)['step'] for line in log.read_text().splitlines()] == [1, 2, 3]
