@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 import pixnerd_plugin.engine  # noqa: F401
@@ -30,7 +31,19 @@ _ports = itertools.cycle(random.Random(os.getpid()).sample(range(20000, 30000), 
 _runs = itertools.count()
 
 
-def train(work_dir: Path, resume: bool = False, **options) -> Runner:
+class StopHook(Hook):
+    """End training after so many iterations, as if it had been interrupted there."""
+
+    priority = 'LOWEST'
+
+    def __init__(self, at: int):
+        self.at = at
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        runner.train_loop.stop_training = runner.iter + 1 == self.at
+
+
+def train(work_dir: Path, resume: bool = False, stop_at: int | None = None, **options) -> Runner:
     """Train in this process; ``options`` are config entries with __ for dots."""
     config = load_config(CONFIG, {name.replace('__', '.'): value for name, value in options.items()})
     config.work_dir = str(work_dir)
@@ -42,6 +55,8 @@ def train(work_dir: Path, resume: bool = False, **options) -> Runner:
     while (work_dir / time.strftime('%Y%m%d_%H%M%S')).exists():
         time.sleep(0.02)
     runner = Runner.from_cfg(config)
+    if stop_at:
+        runner.register_hook(StopHook(stop_at))
     runner.train()
     return runner
 

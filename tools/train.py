@@ -26,6 +26,11 @@ def parse_args() -> argparse.Namespace:
         help='go on from CHECKPOINT or, without one, from the last in the work folder; starts anew if there is none',
     )
     parser.add_argument('--force', action='store_true', help='resume even if config, versions or data have changed')
+    parser.add_argument(
+        '--reset-schedule',
+        action='store_true',
+        help='resume with the learning rate, schedule and length of the config; moments and averages go on',
+    )
     parser.add_argument('--amp', action='store_true', help='bf16 autocast over float32 weights')
     parser.add_argument(
         '--auto-scale-lr', action='store_true', help='scale the learning rate with the batch of all processes'
@@ -52,7 +57,7 @@ def main(args: argparse.Namespace) -> int:
     from pixnerd_plugin.engine.dry_run import dry_run, scratch_folder
     from pixnerd_plugin.engine.preemption import EXIT_REQUEUE, watch
     from pixnerd_plugin.engine.processes import set_up_processes, tear_down_processes
-    from pixnerd_plugin.engine.resume import load_initial_weights, set_resume
+    from pixnerd_plugin.engine.resume import load_initial_weights, require_fresh, set_resume
     from pixnerd_plugin.memory import keep_freed_memory
 
     watch()
@@ -64,7 +69,11 @@ def main(args: argparse.Namespace) -> int:
     # A run that torchrun starts again after a fault goes on where it was.
     restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
     if args.resume or restarted:
-        set_resume(config, args.resume or 'auto', args.force)
+        set_resume(config, args.resume or 'auto', args.force, args.reset_schedule)
+    elif args.reset_schedule:
+        raise ValueError('--reset-schedule is for a run that goes on; give it together with --resume')
+    elif not args.dry_run:
+        require_fresh(config.work_dir)
     initial = None if config.get('resume') else config.get('load_from')
     if initial:
         config.load_from = None

@@ -56,7 +56,15 @@ _CONSUMED: dict[str, set[str]] = {
     'custom_hooks': {'priority'},
 }
 # Entries besides the Runner's own arguments, read by the tools or mmengine.
-_TOP = {'image_size', 'feature_extractor', 'auto_scale_lr', 'custom_imports', 'env_cfg', 'resume_anyway'}
+_TOP = {
+    'image_size',
+    'feature_extractor',
+    'auto_scale_lr',
+    'custom_imports',
+    'env_cfg',
+    'resume_anyway',
+    'reset_schedule',
+}
 
 
 def check_options(config: Any, options: Mapping[str, Any]) -> None:

@@ -54,7 +54,8 @@ def read_scalars(work_dir: str | Path, strict: bool = False) -> dict[int, dict[s
 def set_aside_after(work_dir: str | Path, iteration: int) -> None:
     """Take lines of later iterations, and an incomplete line, out of all logs of a work folder.
 
-    Nothing is lost: a log that had such lines is kept beside the new one, as ``scalars.json.1`` or the next free number.
+    Nothing is lost: a log that had such lines is kept beside the new one, as ``scalars.json.1`` or with the next free
+    number.
     """
     for log in Path(work_dir).glob('*/vis_data/*.json'):
         lines = log.read_text(errors='replace').splitlines(keepends=True)

@@ -81,6 +81,12 @@ class ResumableTrainLoop(BaseLoop):
 
     def run(self) -> torch.nn.Module:
         runner = self.runner
+        if self._iter >= self.max_iters:
+            runner.logger.warning(
+                f'This run is finished: {self._iter} of {self.max_iters} iterations are done. To train on, raise '
+                'train_cfg.max_iters and resume with --reset-schedule.'
+            )
+            return runner.model
         runner.call_hook('before_train')
         runner.call_hook('before_train_epoch')
         seed = [runner.seed]

@@ -20,7 +20,7 @@ _NAMES = re.compile(
 
 # A record takes some 100 bytes here, and ten times that in memory; a checkpoint has some thousands.
 MAX_DIRECTORY = 4 * 2**20
-# What torch sets: sizes follow the data, names are UTF-8. Others are encryption and patches, which torch refuses to read.
+# What torch sets: sizes follow the data, names are UTF-8. Others mean encryption or patches, which torch does not read.
 _FLAGS = 0x808
 _BLOCK = 2**20
 _END, _END64, _LOCATOR64 = struct.Struct('<4s4H2LH'), struct.Struct('<4sQ2H2L4Q'), struct.Struct('<4sLQL')

@@ -113,8 +113,7 @@ def test_whatever_bit_flips_at_the_end_of_a_file_it_is_refused_or_loads_unchange
         path.write_bytes(damaged)
         try:
             require_checkpoint(path)
-        except ValueError as error:
-            assert '\n' not in str(error)
+        except ValueError:
             continue
         loaded += 1
         state = torch.load(path, map_location='cpu', weights_only=True)

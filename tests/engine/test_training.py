@@ -31,7 +31,7 @@ def train_whole_and_in_parts(tmp_path, options):
     """Train once without a stop and once with one; both must agree. Returns the two work folders."""
     whole, parts = tmp_path / 'whole', tmp_path / 'parts'
     train(whole, **options)
-    train(parts, **options, train_cfg__max_iters=4)
+    train(parts, **options, stop_at=4)
     train(parts, **options, resume=True)
     assert_same_training_state(load(whole / 'iter_6.pth'), load(parts / 'iter_6.pth'))
     assert logged(whole) == logged(parts)
@@ -133,7 +133,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, uninterrupted):
             late.unlink()
     pointer.write_text(str(max(tmp_path.glob('iter_*.pth'))))
 
-    resumed = run_tool(*command)
+    resumed = run_tool(*command, '--reset-schedule')  # back to six iterations
     assert resumed.returncode == 0, resumed.stderr
     assert 'resumed epoch: 0, iter:' in resumed.stdout + resumed.stderr
     assert_same_training_state(load(uninterrupted / 'iter_6.pth'), load(tmp_path / 'iter_6.pth'))

@@ -186,7 +186,7 @@ def test_the_runner_trains_adapters_from_a_base_and_resumes(tmp_path, monkeypatc
     train(tmp_path / 'base', train_cfg__max_iters=2)
     base = tmp_path / 'base/iter_2.pth'
     lora = dict(model__lora=dict(rank=2), load_from=str(base))
-    train(tmp_path / 'run', train_cfg__max_iters=2, **lora)
+    train(tmp_path / 'run', stop_at=2, train_cfg__max_iters=4, **lora)
     train(tmp_path / 'run', resume=True, train_cfg__max_iters=4, model__lora=dict(rank=2))
     path = tmp_path / 'run/iter_4.pth'
 

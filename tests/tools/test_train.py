@@ -33,15 +33,22 @@ def test_a_dry_run_says_what_training_costs_and_writes_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_another_recipe_is_refused_unless_forced(tmp_path):
-    train(tmp_path, train_cfg__max_iters=2)
-    command = [*TRAIN, '--work-dir', tmp_path, '--resume', '--cfg-options', 'optim_wrapper.optimizer.lr=0.5']
+    train(tmp_path, stop_at=2)
+    command = [*TRAIN, '--work-dir', tmp_path]
+    changes = ['--cfg-options', 'optim_wrapper.optimizer.lr=0.5', 'train_dataloader.batch_size=2']
     done = run_tool(*command)
     assert done.returncode == 1
-    assert 'optim_wrapper.optimizer.lr was 0.01 and is 0.5' in done.stderr.strip().splitlines()[-1]
-    forced = run_tool(*command, 'train_dataloader.batch_size=2', '--force')
+    assert re.search(r'holds a run already \(iter_2.pth\).*--resume', done.stderr.strip().splitlines()[-1])
+    done = run_tool(*command, '--resume', '--force', *changes)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert 'optim_wrapper.optimizer.lr was 0.01 and is 0.5. Undo that, or take it with --reset-schedule' in last
+    forced = run_tool(*command, '--resume', '--force', '--reset-schedule', *changes)
     assert forced.returncode == 0, forced.stderr[-2000:]
+    final = load(tmp_path / 'iter_6.pth')
+    assert final['optimizer']['param_groups'][0]['initial_lr'] == 0.5
     # Two iterations of four samples, then four of two: the data goes on where it was.
-    assert load(tmp_path / 'iter_6.pth')['meta']['visits'] == 2 * 4 + 4 * 2
+    assert final['meta']['visits'] == 2 * 4 + 4 * 2
 
 
 @pytest.mark.slow
