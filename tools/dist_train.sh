@@ -18,7 +18,9 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 
 # shellcheck source=tools/launch.sh
 source "$root/tools/launch.sh"
-export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${SAVE_SECONDS:-600}
+# Time between SIGTERM and SIGKILL, for the launcher and for the processes (pixnerd_plugin/engine/preemption.py).
+export SAVE_SECONDS=${SAVE_SECONDS:-600}
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=$SAVE_SECONDS
 # torchrun ends with 1 whatever its processes end with, so the main one leaves a mark when it has saved and stopped.
 export PIXNERD_PREEMPTED=$left_behind/preempted
 launch "$root/tools/train.py" "$config" --launcher pytorch "$@"

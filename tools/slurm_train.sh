@@ -17,6 +17,7 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 command -v srun >/dev/null || { echo "error: srun not found; this is for Slurm clusters, elsewhere use tools/dist_train.sh" >&2; exit 1; }
 
 gpus=${GPUS:-8}
+export SAVE_SECONDS=${SAVE_SECONDS:-300}
 per_node=${GPUS_PER_NODE:-$((gpus < 8 ? gpus : 8))}
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 # Slurm counts the turns of a requeued job.
@@ -24,7 +25,7 @@ resume=()
 [[ ${SLURM_RESTART_COUNT:-0} -gt 0 ]] && resume=(--resume)
 status=0
 # --wait and not --kill-on-bad-exit: a task that has saved and ended must not take along the others, whose exit code would
-# then hide its own; one that died ends the others after a minute all the same.
+# then hide its own, and not the one that is still saving; one that died ends the others after SAVE_SECONDS all the same.
 # shellcheck disable=SC2086 # SRUN_ARGS is several words
 srun \
     --partition="$partition" \
@@ -34,8 +35,8 @@ srun \
     --ntasks-per-node="$per_node" \
     --cpus-per-task="${CPUS_PER_TASK:-8}" \
     --kill-on-bad-exit=0 \
-    --wait=60 \
-    --signal="TERM@${SAVE_SECONDS:-300}" \
+    --wait="$SAVE_SECONDS" \
+    --signal="TERM@$SAVE_SECONDS" \
     ${SRUN_ARGS:-} \
     "${PYTHON:-python}" -u "$root/tools/train.py" "$config" --launcher slurm "$@" "${resume[@]}" || status=$?
 if [[ $status -eq 75 && -n ${SLURM_JOB_ID:-} ]]; then

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 import signal
+import time
 from collections import deque
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -14,13 +16,16 @@ from mmengine.dist import broadcast_object_list, get_rank, get_world_size
 from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop
 
-from pixnerd_plugin.formats.atomic import atomic_path
+from pixnerd_plugin.formats.torch_writer import save_torch
 from pixnerd_plugin.registry import LOOPS
 
 from .plain import plain
-from .preemption import Preemption
+from .preemption import Preemption, step_ended
 
 _MAX_WORKER_RESTARTS = 3
+# What the next batch may raise when a worker died while sending it.
+_BROKEN = (RuntimeError, OSError, EOFError, UnpicklingError)
+_SECONDS_TO_DIE = 2.0
 
 
 def seed_everything(*entropy: int) -> None:
@@ -29,6 +34,24 @@ def seed_everything(*entropy: int) -> None:
     random.seed(python)
     np.random.seed(numpy)
     torch.manual_seed(high << 32 | low)
+
+
+def worker_died(batches: Any, error: BaseException) -> bool:
+    """Whether ``error``, raised by the iterator ``batches`` of a loader, is of a worker that died.
+
+    torch says so itself, unless the worker broke off while it sent a batch: then reading the rest raises whatever the
+    operating system or pickle make of it, perhaps before the system has counted the worker as dead.
+    """
+    if 'in DataLoader worker process' in str(error):  # an error of the dataset, handed on by a worker that lives
+        return False
+    if str(error).startswith('DataLoader worker'):
+        return True
+    workers, end = getattr(batches, '_workers', []), time.monotonic() + _SECONDS_TO_DIE
+    while workers and time.monotonic() < end:
+        if not all(worker.is_alive() for worker in workers):
+            return True
+        time.sleep(0.02)
+    return False
 
 
 @LOOPS.register_module()
@@ -121,6 +144,7 @@ class ResumableTrainLoop(BaseLoop):
         except FloatingPointError as error:
             raise FloatingPointError(f'{error}; {self._save_recent_batches()}') from None
         self._iter += 1
+        step_ended()
 
     def _start_loading(self) -> None:
         """Start the loader at the sample where training continues.
@@ -139,7 +163,7 @@ class ResumableTrainLoop(BaseLoop):
         # With persistent workers the loader would hand out its old iterator again.
         self.dataloader._iterator = None
         self._batches = iter(self.dataloader)
-        if self.dataloader.num_workers > 0:
+        if self.dataloader.num_workers > 0 and hasattr(signal, 'SIGCHLD'):
             # torch's handler raises the death of a worker at any point, even in the middle of a step. Without it, the
             # next request for data raises.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -153,10 +177,10 @@ class ResumableTrainLoop(BaseLoop):
                     f'the data ended at iteration {self._iter} of {self.max_iters}; this loop needs an endless sampler:'
                     " train_dataloader.sampler=dict(type='ResumableSampler', shuffle=True, seed=0)"
                 ) from None
-            except RuntimeError as error:
-                if not str(error).startswith('DataLoader worker'):
+            except _BROKEN as error:
+                if not worker_died(self._batches, error):
                     raise
-                self.runner.logger.error(f'DATA WORKER DIED at iteration {self._iter}: {error}')
+                self.runner.logger.error(f'DATA WORKER DIED at iteration {self._iter}: {error or type(error).__name__}')
                 if restarts < _MAX_WORKER_RESTARTS:
                     self._start_loading()
         raise ValueError(
@@ -176,8 +200,7 @@ class ResumableTrainLoop(BaseLoop):
         per_image = getattr(model.loss, 'per_image', {})
         path = Path(self.runner.work_dir) / f'nonfinite_iter_{self._iter + 1}_rank_{get_rank()}.pth'
         recent = [dict(iteration=iteration, batch=batch) for iteration, batch in self._recent]
-        with atomic_path(path) as temporary:
-            torch.save(plain(dict(recent=recent, rank=get_rank(), per_image=per_image)), temporary)
+        save_torch(path, plain(dict(recent=recent, rank=get_rank(), per_image=per_image)))
         broken = [
             f'{name} of {count}' for name, terms in per_image.items() if (count := int((~terms.isfinite()).sum()))
         ]

@@ -1,4 +1,4 @@
-"""Files as ``torch.save`` writes them, one tensor at a time: ``torch.save`` itself wants all of them in memory."""
+"""Files as ``torch.save`` writes them: with a copy of at most one tensor in memory, and complete or absent."""
 
 from __future__ import annotations
 
@@ -60,6 +60,22 @@ class _Pickler(pickle.Pickler):
         if not isinstance(value, _Storage):
             return None
         return ('storage', _STORAGES[value.tensor.dtype], value.key, 'cpu', value.tensor.numel)
+
+
+def save_torch(path: Path, content: Any) -> None:
+    """``torch.save``, straight into a file that appears under its name when it is whole and on the disk.
+
+    Raises:
+        OSError: naming ``path``, if the disk is full or fails.
+    """
+    with atomic_path(path) as temporary, open(temporary, 'wb') as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            # torch's writer, finishing a file that it could not write, complains of a wrong position.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def write_torch(path: Path, content: Any, progress: Callable[[int], Any] = lambda nbytes: None) -> None:

@@ -8,8 +8,6 @@ from mmcv.transforms import BaseTransform
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 
-from pixnerd_plugin.engine.hooks.checkpoint import AtomicLocalBackend
-from pixnerd_plugin.formats.atomic import atomic_path
 from pixnerd_plugin.models.losses import FlowMatchREPALoss
 from pixnerd_plugin.registry import HOOKS, MODELS, TRANSFORMS
 
@@ -69,23 +67,22 @@ class KilledWhileSaving(Hook):
         self.name, self.moment = name, moment
 
     def before_train(self, runner):
-        put, replace = AtomicLocalBackend.put, os.replace
+        save, replace = torch.save, os.replace
 
-        def faulty_put(backend, obj, filepath):
-            if os.path.basename(filepath) == self.name and self.moment == 'half':
-                with atomic_path(filepath) as temporary:
-                    temporary.write_bytes(obj[: len(obj) // 2])
-                    os.kill(os.getpid(), signal.SIGKILL)
-            put(backend, obj, filepath)
-            if os.path.basename(filepath) == self.name:
+        def faulty_save(content, file):
+            save(content, file)
+            if file.name.endswith(self.name) and self.moment == 'half':
+                file.truncate(file.tell() // 2)
                 os.kill(os.getpid(), signal.SIGKILL)
 
         def faulty_replace(source, target):
             if os.path.basename(target) == self.name and self.moment == 'unnamed':
                 os.kill(os.getpid(), signal.SIGKILL)
             replace(source, target)
+            if os.path.basename(target) == self.name:
+                os.kill(os.getpid(), signal.SIGKILL)
 
-        AtomicLocalBackend.put, os.replace = faulty_put, faulty_replace
+        torch.save, os.replace = faulty_save, faulty_replace
 
 
 @TRANSFORMS.register_module()

@@ -20,7 +20,7 @@ def test_a_new_schedule_is_taken_as_if_it_had_been_there_from_the_beginning(tmp_
     resumed, anew = tmp_path / 'resumed', tmp_path / 'anew'
     resumed.mkdir()
     shutil.copy(uninterrupted / 'iter_4.pth', resumed)
-    with pytest.raises(ValueError, match='optim_wrapper.optimizer.lr was 0.01 and is 0.03.*take it with --reset'):
+    with pytest.raises(ValueError, match=r'optimizer\.lr was 0\.01 and is 0\.03.*take it with --reset'):
         train(resumed, resume=True, resume_anyway=True, **CHANGED)
     train(resumed, resume=True, reset_schedule=True, **CHANGED)
     train(anew, **CHANGED)
@@ -34,12 +34,11 @@ def test_a_new_schedule_is_taken_as_if_it_had_been_there_from_the_beginning(tmp_
     config = final['meta']['depends_on']['config']
     assert (config['optim_wrapper.optimizer.lr'], config['train_cfg.max_iters']) == (3e-2, 9)
     assert settings(final['optimizer'])[0]['lr'] == 3e-2
+    written = (resumed / 'iter_9.pth').read_bytes()
     capsys.readouterr()
     train(resumed, resume=True, **CHANGED)
     assert 'This run is finished: 9 of 9 iterations' in ''.join(capsys.readouterr())
-    assert torch.equal(
-        load(resumed / 'iter_9.pth')['optimizer']['state'][0]['exp_avg'], final['optimizer']['state'][0]['exp_avg']
-    )
+    assert (resumed / 'iter_9.pth').read_bytes() == written
 
 
 def test_reset_without_a_change_changes_nothing(tmp_path, uninterrupted):

@@ -8,7 +8,7 @@ from tests.training import CONFIG, free_port, load, run_tool, train
 
 TRAIN = [sys.executable, 'tools/train.py', CONFIG]
 SRUN = """#!/bin/sh
-echo "$@" >> "{folder}/calls"
+echo "$SAVE_SECONDS" "$@" >> "{folder}/calls"
 exit {code}
 """
 
@@ -71,4 +71,7 @@ def test_slurm_requeues_what_has_saved_and_nothing_else(tmp_path, code, job, sta
     assert done.returncode == status, done.stderr
     calls = (tmp_path / 'calls').read_text().splitlines()
     assert calls[0].endswith('--launcher slurm --seed 1 --resume')
-    assert calls[1:] == (['requeue 17'] if code == 75 and job else [])
+    # The signal, the wait for the last to save, and what the processes know are one time.
+    assert '--wait=300 --signal=TERM@300' in calls[0]
+    assert calls[0].startswith('300 ')
+    assert calls[1:] == (['300 requeue 17'] if code == 75 and job else [])

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import mmengine.runner.checkpoint
+import mmengine.runner.runner
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, get_file_backend, register_backend
 from mmengine.hooks import CheckpointHook
@@ -19,7 +20,9 @@ from mmengine.model import is_model_wrapper
 
 from pixnerd_plugin.checkpoints.load import METADATA_KEY
 from pixnerd_plugin.engine.plain import plain
+from pixnerd_plugin.engine.preemption import busy
 from pixnerd_plugin.formats.atomic import atomic_path, remove_leftovers
+from pixnerd_plugin.formats.torch_writer import save_torch
 from pixnerd_plugin.registry import HOOKS
 
 BACKEND = 'pixnerd.atomic'
@@ -38,6 +41,17 @@ class AtomicLocalBackend(LocalBackend):
 
 
 @contextmanager
+def _streamed() -> Iterator[None]:
+    """Have mmengine's Runner write a checkpoint straight to the disk; its own function makes two copies in memory."""
+    original = mmengine.runner.runner.save_checkpoint
+    mmengine.runner.runner.save_checkpoint = lambda checkpoint, filename, **_: save_torch(Path(filename), checkpoint)
+    try:
+        yield
+    finally:
+        mmengine.runner.runner.save_checkpoint = original
+
+
+@contextmanager
 def _no_file_client() -> Iterator[None]:
     """Keep mmengine's ``save_checkpoint`` from making a ``FileClient``, which it does not use and warns about."""
     original = mmengine.runner.checkpoint.FileClient
@@ -52,8 +66,9 @@ def _no_file_client() -> Iterator[None]:
 class AtomicCheckpointHook(CheckpointHook):
     """mmengine's ``CheckpointHook``, made to survive a kill at any moment and a full disk.
 
-    A new checkpoint is complete on the disk before ``last_checkpoint`` names it and before an old one is deleted. The
-    message hub is stored as plain Python; stock mmengine resumes all of it except the smoothing of its logs.
+    A new checkpoint is complete on the disk before ``last_checkpoint`` names it and before an old one is deleted. It is
+    written tensor by tensor: saving takes no memory beside the state, or its copy from a GPU. The message hub is stored
+    as plain Python; stock mmengine resumes all of it except the smoothing of its logs.
     ``meta['pixnerd']`` is the model's description, for ``load_backbone`` and ``tools/sample.py``.
 
     Args:
@@ -136,7 +151,7 @@ class AtomicCheckpointHook(CheckpointHook):
         name = self.filename_tmpl.format(step)
         path = self.file_backend.join_path(self.out_dir, name)
         try:
-            with _no_file_client():
+            with busy(), _streamed() if self.backend_args == dict(backend=BACKEND) else _no_file_client():
                 runner.save_checkpoint(
                     self.out_dir,
                     name,

@@ -12,6 +12,7 @@ from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 
+from pixnerd_plugin.engine.preemption import busy
 from pixnerd_plugin.functional.noise import draw_noise, image_generators
 from pixnerd_plugin.images import image_grid, save_png, to_uint8
 from pixnerd_plugin.registry import HOOKS
@@ -67,7 +68,8 @@ class SampleGridHook(Hook):
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         if self.every_n_train_iters(runner, self.interval) or self.is_last_train_iter(runner):
-            self.draw(runner)
+            with busy():
+                self.draw(runner)
 
     @master_only
     def draw(self, runner: Any) -> None:

@@ -1,6 +1,7 @@
 from collections import OrderedDict
 from pathlib import Path
 
+import mmengine.runner.runner
 import numpy as np
 import pytest
 import torch
@@ -47,17 +48,28 @@ def test_the_storage_leaves_nothing_partial(tmp_path, monkeypatch):
 
 
 def test_training_goes_on_when_the_disk_is_full(tmp_path, monkeypatch, capsys):
-    write = Path.write_bytes
+    save = torch.save
 
-    def disk_full_at_four(path, data):
-        if path.name.endswith('iter_4.pth'):
+    def disk_full_at_four(content, file):
+        if file.name.endswith('iter_4.pth'):
             raise OSError(28, 'No space left on device')
-        return write(path, data)
+        save(content, file)
 
-    monkeypatch.setattr(Path, 'write_bytes', disk_full_at_four)
+    monkeypatch.setattr(torch, 'save', disk_full_at_four)
     train(tmp_path)
     assert sorted(path.name for path in tmp_path.glob('*.pth')) == ['iter_2.pth', 'iter_6.pth']
-    assert 'CHECKPOINT NOT SAVED' in ''.join(capsys.readouterr())
+    output = ''.join(capsys.readouterr())
+    assert 'CHECKPOINT NOT SAVED' in output
+    assert f"while writing: '{tmp_path}/iter_4.pth'" in output
+
+
+def test_nothing_is_serialised_in_memory(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("mmengine's own way of saving, which copies everything twice")
+
+    monkeypatch.setattr(mmengine.runner.runner, 'save_checkpoint', refuse)
+    train(tmp_path, train_cfg__max_iters=1)
+    assert load(tmp_path / 'iter_1.pth')['meta']['iter'] == 1
 
 
 def test_the_message_hub_does_not_grow(tmp_path):

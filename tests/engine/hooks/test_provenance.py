@@ -116,7 +116,7 @@ def test_what_an_older_version_did_not_record_is_not_compared():
     for key in [key for key in config if key.startswith(('train_cfg', 'param_scheduler'))]:
         del config[key]
     config |= {'model.sampler.num_steps': 50, 'param_scheduler': [dict(end=10, type='LinearLR')]}
-    with pytest.raises(ValueError, match='param_scheduler.1.begin was') as refused:
+    with pytest.raises(ValueError, match=r'param_scheduler\.1\.begin was') as refused:
         ProvenanceHook().after_load_checkpoint(runner(), checkpoint)
     assert 'sampler.num' not in str(refused.value)
     assert 'train_cfg' not in str(refused.value)
