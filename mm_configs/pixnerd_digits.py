@@ -1,7 +1,7 @@
 # PixNerd on scikit-learn's handwritten digits: 1.8 M parameters, minutes on two CPU cores (make demo).
 _base_ = [
     '_base_/models/pixnerd_c2i.py',
-    '_base_/datasets/digits.py',
+    '_base_/datasets/digits_held_out.py',
     '_base_/schedules/small.py',
 ]
 image_size = 32
@@ -31,6 +31,8 @@ model = dict(
     ),
 )
 train_dataloader = dict(batch_size=64, dataset=dict(size=image_size * max_density))
+val_dataloader = dict(dataset=dict(size=image_size * max_density))
+train_cfg = dict(val_interval=200)
 custom_hooks = [
     dict(type='SampleGridHook', interval=500, conditions=dict(label=list(range(10)) * 3), size=image_size, columns=10)
 ]

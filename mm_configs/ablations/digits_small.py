@@ -10,6 +10,7 @@ model = dict(
 )
 max_iters = 300
 train_dataloader = dict(batch_size=32, dataset=dict(size=image_size * max_density))
+val_dataloader = dict(dataset=dict(size=image_size * max_density))
 train_cfg = dict(max_iters=max_iters)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, end=50),

@@ -15,15 +15,14 @@ from mmengine import registry as mmengine
 
 from pixnerd_plugin.registry import SCOPE
 
-from . import algorithm, hooks, log_processor, loops, optim
+from . import algorithm, hooks, log_processor, loops, muon, optim, validation
 
-__all__ = ['algorithm', 'hooks', 'log_processor', 'loops', 'optim']
+__all__ = ['algorithm', 'hooks', 'log_processor', 'loops', 'muon', 'optim', 'validation']
 
 # We register nothing in these, but the Runner looks in them, and warns about each that has no child in our scope.
 for _parent in (
     mmengine.EVALUATOR,
     mmengine.FUNCTIONS,
-    mmengine.METRICS,
     mmengine.MODEL_WRAPPERS,
     mmengine.OPTIMIZERS,
     mmengine.PARAM_SCHEDULERS,

@@ -127,6 +127,24 @@ class PixNerd(BaseModel):
         cond, null = self._conditions(data_samples, 1)
         return self.sampler.sample(self.backbone, noise.to(self.device), cond, null, **options)
 
+    @torch.no_grad()
+    def losses_per_image(
+        self, inputs: Tensor, data_samples: Mapping[str, Any], noise: Tensor, t: Tensor
+    ) -> dict[str, Tensor]:
+        """The time and each loss term of preprocessed pictures, all (B,), with given noise and times.
+
+        No condition is dropped.
+
+        Raises:
+            ValueError: if the model has no loss.
+        """
+        if self.loss is None:
+            raise ValueError('this model has no loss to measure; set model.loss')
+        cond, null = self._conditions(data_samples, len(inputs))
+        keep = torch.zeros(len(inputs), dtype=torch.bool, device=inputs.device)
+        self.loss(self.backbone, inputs, cond, null_cond=null, noise=noise, t=t.to(inputs.device), drop_mask=keep)
+        return dict(self.loss.per_image)
+
     def _conditions(self, data_samples: Mapping[str, Any], nulls: int) -> tuple[Tensor, Tensor]:
         self.conditioner.to(self.device)
         return self.conditioner.from_batch(data_samples), self.conditioner.null(nulls)

@@ -25,6 +25,8 @@ _REGISTRIES: dict[str, Any] = {
     'optimizer': mmengine.OPTIMIZERS,
     'param_scheduler': mmengine.PARAM_SCHEDULERS,
     'train_cfg': ours.LOOPS,
+    'val_cfg': ours.LOOPS,
+    'val_evaluator': ours.METRICS,
     'default_hooks': ours.HOOKS,
     'custom_hooks': ours.HOOKS,
     'log_processor': ours.LOG_PROCESSORS,
@@ -46,7 +48,12 @@ _TOP_PARTS = set(_REGISTRIES) - {
     'collate_fn',
 }
 # Names under which a part holds parts of another registry.
-_INNER = {'optim_wrapper': ('optimizer',), 'visualizer': ('vis_backends',), 'dataset': ('pipeline',)}
+_INNER = {
+    'optim_wrapper': ('optimizer',),
+    'visualizer': ('vis_backends',),
+    'dataset': ('pipeline',),
+    'val_evaluator': ('feature_extractor',),
+}
 # Arguments that whoever builds the part removes first.
 _CONSUMED: dict[str, set[str]] = {
     'optim_wrapper': {'optimizer', 'constructor', 'paramwise_cfg'},
@@ -121,6 +128,7 @@ def _tables() -> dict[str, set[str]]:
         'randomness': {*inspect.signature(Runner.set_randomness).parameters} - {'self'},
         'auto_scale_lr': {'enable', 'base_batch_size'},
         'train_dataloader': loader,
+        'val_dataloader': loader,
         'env_cfg': {'cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit'},
     }
 
@@ -140,9 +148,9 @@ def _parts(config: Any) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
 
     for name in [name for name in config if name in _TOP_PARTS]:
         yield from walk(name, name, config[name])
-    loader = config.get('train_dataloader') or {}
-    for name in ('dataset', 'sampler', 'batch_sampler', 'collate_fn'):
-        yield from walk(f'train_dataloader.{name}', name, loader.get(name))
+    for loader in ('train_dataloader', 'val_dataloader'):
+        for name in ('dataset', 'sampler', 'batch_sampler', 'collate_fn'):
+            yield from walk(f'{loader}.{name}', name, (config.get(loader) or {}).get(name))
 
 
 def _problem(path: str, group: str, part: Mapping[str, Any]) -> tuple[str, str] | None:

@@ -22,6 +22,7 @@ class TrainingLogProcessor(LogProcessor):
     - ``data_wait``, the share of the time that a rank waits for data, in [0, 1];
     - ``mfu``, the model FLOPs utilisation, in [0, 1]: three times the FLOPs of the backbone's forward pass over the
       peak of the GPUs. Recomputed activations, the teacher and the text encoder do not count;
+    - ``val/loss_flow`` and what else a validation measures;
     - ``loss_flow_by_time/…`` and ``loss_repa_by_time/…``, in files and backends but not on the terminal.
 
     Args:
@@ -47,6 +48,16 @@ class TrainingLogProcessor(LogProcessor):
             if group == BY_TIME and counts.sum():
                 tag[prefix + name] = float(values.sum() / counts.sum())
         return tag, text + ''.join(f'  {name}: {value:.{self.num_digits}g}' for name, value in speed.items())
+
+    def get_log_after_epoch(
+        self, runner: Any, batch_idx: int, mode: str, with_non_scalar: bool = False
+    ) -> tuple[dict[str, Any], str]:
+        if mode != 'val':
+            return super().get_log_after_epoch(runner, batch_idx, mode, with_non_scalar)
+        scalars = runner.message_hub.log_scalars
+        tag = {name: buffer.current() for name, buffer in scalars.items() if name.startswith('val/')}
+        shown = [f'{name}: {value:.{self.num_digits}g}' for name, value in tag.items() if '_by_time/' not in name]
+        return tag, '  '.join([f'Iter(val) [{runner.iter}/{runner.max_iters}]', *shown])
 
     def _speed(self, runner: Any) -> dict[str, float]:
         scalars = runner.message_hub.log_scalars

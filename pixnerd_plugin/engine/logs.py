@@ -44,10 +44,14 @@ def read_scalars(work_dir: str | Path, strict: bool = False) -> dict[int, dict[s
                 step = entry['step']
             except (ValueError, KeyError, TypeError):
                 raise ValueError(f'{log}: not a line of scalars: {line[:80]!r}') from None
-            if 'loss' in entry:
-                if strict and step in entries:
-                    raise ValueError(f'{log}: iteration {step} is logged twice')
-                entries[step] = entry
+            # A validation has a line of its own.
+            held_out = any(name.startswith('val/') for name in entry)
+            if not held_out and 'loss' not in entry:
+                continue
+            known = entries.setdefault(step, {})
+            if strict and not held_out and 'loss' in known:
+                raise ValueError(f'{log}: iteration {step} is logged twice')
+            known.update(entry)
     return dict(sorted(entries.items()))
 
 

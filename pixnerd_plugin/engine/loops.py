@@ -68,13 +68,17 @@ class ResumableTrainLoop(BaseLoop):
 
     Args:
         max_iters: iterations to train for; with gradient accumulation, an optimiser step takes several.
+        val_interval: iterations between validations, if the config has a ``val_cfg``; one follows the last iteration.
     """
 
-    def __init__(self, runner: Any, dataloader: Any, max_iters: int):
+    def __init__(self, runner: Any, dataloader: Any, max_iters: int, val_interval: int | None = None):
         super().__init__(runner, dataloader)
         if max_iters < 1:
             raise ValueError(f'train_cfg.max_iters must be at least 1, got {max_iters}')
+        if val_interval is not None and val_interval < 1:
+            raise ValueError(f'train_cfg.val_interval must be at least 1, got {val_interval}')
         self.max_iters = int(max_iters)
+        self.val_interval = val_interval
         self.max_epochs = 1
         self.stop_training = False
         self.preempted = False
@@ -124,16 +128,26 @@ class ResumableTrainLoop(BaseLoop):
                 if runner.optim_wrapper.should_update() and preemption.agreed():
                     self._save_and_stop()
                     break
+                self._validate()
                 runner.model.train()
+                runner.call_hook('before_load')
                 batch = self._next()
                 # After loading: a loader without workers may draw from this process's generators.
                 seed_everything(seed[0], get_rank(), self._iter)
                 self.run_iter(batch)
+        if not self.preempted:
+            self._validate()
         self.dataloader._iterator = None
         del self._batches  # ends the workers
         runner.call_hook('after_train_epoch')
         runner.call_hook('after_train')
         return runner.model
+
+    def _validate(self) -> None:
+        """Validate if it is due: between iterations, so that a run that resumes here does so too."""
+        due = self.val_interval and self._iter % self.val_interval == 0
+        if self.runner.val_loop is not None and self._iter > 0 and (due or self._iter >= self.max_iters):
+            self.runner.val_loop.run()
 
     def run_iter(self, batch: Any) -> None:
         self._recent.append((self._iter, batch))

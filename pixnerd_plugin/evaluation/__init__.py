@@ -1,8 +1,9 @@
-"""Measuring a model's samples; importing this registers the feature extractors."""
+"""Measuring a model's samples; importing this registers the feature extractors and the metric of validation."""
 
 from .classifier import ClassifierFeatures, ClassifierTeacher
 from .features import DINOv2Features, FeatureExtractor, Features
 from .inception import InceptionFeatures
+from .validation import FrechetDistance
 
 __all__ = [
     'ClassifierFeatures',
@@ -10,5 +11,6 @@ __all__ = [
     'DINOv2Features',
     'FeatureExtractor',
     'Features',
+    'FrechetDistance',
     'InceptionFeatures',
 ]

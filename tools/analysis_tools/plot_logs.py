@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Compare training runs: both losses apart and by time, gradient norm, learning rate, throughput.
+"""Compare training runs: losses apart and by time, gradient norm, learning rate, throughput; dashed: held out.
 
 Each RUN is a work folder (all its starts are joined) or one scalars.json, with a label before it if you like:
 
@@ -22,8 +22,12 @@ TITLES = {
     'data_wait': 'share of time waiting for data',
     'mfu': 'model FLOPs utilisation',
     'skipped_steps': 'steps left out',
+    'val/frechet_distance': 'Fréchet distance, held out (dotted: real pictures)',
 }
-LOGARITHMIC = ('loss_flow', 'grad_norm')
+LOGARITHMIC = ('loss_flow', 'grad_norm', 'val/frechet_distance')
+HELD_OUT = 'val/'
+VALIDATED = ('val/loss_flow', 'val/frechet_distance', 'val/frechet_floor')
+FLOOR = {'val/frechet_distance': 'val/frechet_floor'}
 BY_TIME = '_by_time/'
 
 
@@ -53,7 +57,8 @@ def main(args: argparse.Namespace) -> None:
     if absent := [key for key in args.keys or () if key not in known]:
         raise ValueError(f'no run has logged {absent[0]}; there are: {", ".join(sorted(known))}')
     keys = args.keys or [key for key in TITLES if key in known and varies(runs, key)]
-    by_time = sorted({key.split(BY_TIME)[0] for key in known if BY_TIME in key}) if not args.keys else []
+    terms = {key.split(BY_TIME)[0].removeprefix(HELD_OUT) for key in known if BY_TIME in key}
+    by_time = [] if args.keys else sorted(terms)
     draw(runs, keys, by_time, args.smooth, args.out)
     for label, steps in runs.items():
         print(f'{label}: {summary(steps)}')
@@ -73,8 +78,9 @@ def series(steps, key: str, smooth: int) -> tuple[list[int], list[float]]:
 
 
 def profile(steps, term: str) -> tuple[list[float], list[float]]:
-    """Loss by time, averaged over the last tenth of a run."""
-    last = list(steps.values())[-max(1, len(steps) // 10) :]
+    """Loss by time, averaged over the last tenth of a run's lines that have it."""
+    lines = [entry for entry in steps.values() if any(key.startswith(term + BY_TIME) for key in entry)]
+    last = lines[-max(1, len(lines) // 10) :]
     bins: dict[float, list[float]] = {}
     for entry in last:
         for key, value in entry.items():
@@ -85,8 +91,9 @@ def profile(steps, term: str) -> tuple[list[float], list[float]]:
 
 
 def summary(steps) -> str:
-    last = steps[max(steps)]
-    names = [name for name in ('loss_flow', 'loss_repa', 'images_per_second', 'data_wait', 'mfu') if name in last]
+    last = {key: value for entry in steps.values() for key, value in entry.items()}
+    names = ('loss_flow', 'loss_repa', 'images_per_second', 'data_wait', 'mfu', *VALIDATED)
+    names = [name for name in names if name in last]
     return f'{max(steps):,} iterations; last ' + ', '.join(f'{name} {last[name]:.4g}' for name in names)
 
 
@@ -105,11 +112,16 @@ def draw(runs, keys: list[str], by_time: list[str], smooth: int, path: Path) -> 
     axes = list(grid.flat)
     for panel, key in zip(axes, keys, strict=False):
         for label, steps in runs.items():
-            panel.plot(*series(steps, key, smooth), label=label, lw=1)
+            (line,) = panel.plot(*series(steps, key, smooth), label=label, lw=1)
+            style = dict(color=line.get_color(), lw=1)
+            panel.plot(*series(steps, HELD_OUT + key, 1), 'o--', ms=3, **style)
+            if key in FLOOR:
+                panel.plot(*series(steps, FLOOR[key], 1), ':', **style)
         panel.set(title=TITLES.get(key, key), xlabel='iteration', yscale='log' if key in LOGARITHMIC else 'linear')
     for panel, term in zip(axes[len(keys) :], by_time, strict=False):
         for label, steps in runs.items():
-            panel.plot(*profile(steps, term), 'o-', label=label, lw=1, ms=3)
+            (line,) = panel.plot(*profile(steps, term), 'o-', label=label, lw=1, ms=3)
+            panel.plot(*profile(steps, HELD_OUT + term), 'o--', color=line.get_color(), lw=1, ms=3)
         panel.set(title=f'{TITLES.get(term, term)} by time, last tenth', xlabel='t (0 noise, 1 image)', xlim=(0, 1))
     for panel in axes[:panels]:
         panel.grid(alpha=0.3)

@@ -4,7 +4,7 @@ custom_imports = dict(imports=['pixnerd_plugin'])
 default_hooks = dict(
     runtime_info=dict(type='ScalarsHook', time_bins=10),
     provenance=dict(type='ProvenanceHook'),
-    timer=dict(type='IterTimerHook'),
+    timer=dict(type='StepTimerHook'),
     logger=dict(type='LoggerHook', interval=100, log_metric_by_epoch=False),
     param_scheduler=dict(type='ParamSchedulerHook'),
     ema=dict(type='EMAHook', decay=0.9999),

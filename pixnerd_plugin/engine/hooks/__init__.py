@@ -1,7 +1,17 @@
+from .best import BestCheckpointHook
 from .checkpoint import AtomicCheckpointHook
 from .ema import EMAHook
 from .provenance import ProvenanceHook
 from .sample_grid import SampleGridHook
 from .scalars import ScalarsHook
+from .timer import StepTimerHook
 
-__all__ = ['AtomicCheckpointHook', 'EMAHook', 'ProvenanceHook', 'SampleGridHook', 'ScalarsHook']
+__all__ = [
+    'AtomicCheckpointHook',
+    'BestCheckpointHook',
+    'EMAHook',
+    'ProvenanceHook',
+    'SampleGridHook',
+    'ScalarsHook',
+    'StepTimerHook',
+]

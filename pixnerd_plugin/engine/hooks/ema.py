@@ -93,21 +93,27 @@ class EMAHook(Hook):
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Give the model the averaged weights within the block, and restore its own exactly after it."""
+        """Give the model the averaged weights within the block, and restore its own exactly after it.
+
+        Weights and averages change places one tensor at a time, so no second copy of the weights is needed.
+        """
         # Outside training there is no average; a loaded checkpoint has the averaged weights already.
         if not self.shadow:
             yield
             return
         self._wait()
-        weights = list(self.parameters.values())
-        raw = [p.detach().clone() for p in weights]
-        with torch.no_grad():
-            torch._foreach_copy_(weights, list(self.shadow.values()))
+        pairs = [(p.detach(), self.shadow[name]) for name, p in self.parameters.items()]
+        # An average would lose digits in the place of weights that have fewer.
+        kept = [average.clone() if average.dtype != weights.dtype else None for weights, average in pairs]
+        for weights, average in pairs:
+            _exchange(weights, average)
         try:
             yield
         finally:
-            with torch.no_grad():
-                torch._foreach_copy_(weights, raw)
+            for (weights, average), original in zip(pairs, kept, strict=True):
+                _exchange(weights, average)
+                if original is not None:
+                    average.copy_(original)
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         self._wait()
@@ -139,3 +145,10 @@ class EMAHook(Hook):
         self.shadow = {
             name: averaged[name].to(self.device or p.device, torch.float32) for name, p in self.parameters.items()
         }
+
+
+def _exchange(a: Tensor, b: Tensor) -> None:
+    """Put the values of each into the other."""
+    values = a.clone()
+    a.copy_(b)
+    b.copy_(values)

@@ -83,14 +83,20 @@ def test_with_an_interval_the_average_moves_as_far_in_fewer_updates():
     torch.testing.assert_close(hook.shadow['backbone.weight'].double(), expected.double(), rtol=1e-5, atol=1e-6)
 
 
-def test_the_weights_are_exactly_the_same_after_a_look_at_the_average():
-    model = Model()
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_weights_and_average_change_places_for_a_look_and_both_come_back_exactly(dtype):
+    model = Model(dtype)
     hook, runner = start(model)
     train(hook, runner, 3)
-    raw = model.backbone.weight.detach().clone()
+    raw, average = model.backbone.weight.detach().clone(), hook.shadow['backbone.weight'].clone()
+    places = model.backbone.weight.data_ptr(), hook.shadow['backbone.weight'].data_ptr()
     with hook.applied():
-        assert torch.equal(model.backbone.weight, hook.shadow['backbone.weight'])
+        assert torch.equal(model.backbone.weight, average.to(dtype))
+        # So there is no third copy of the weights.
+        assert torch.equal(hook.shadow['backbone.weight'].to(dtype), raw)
     assert torch.equal(model.backbone.weight, raw)
+    assert torch.equal(hook.shadow['backbone.weight'], average)
+    assert (model.backbone.weight.data_ptr(), hook.shadow['backbone.weight'].data_ptr()) == places
 
 
 def test_a_checkpoint_has_the_average_as_weights_and_gives_both_back():

@@ -1,0 +1,63 @@
+"""The checkpoint that was best in validation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine.hooks import Hook
+
+from pixnerd_plugin.registry import HOOKS
+
+from .checkpoint import BACKEND, AtomicCheckpointHook, _no_file_client
+
+NAME = 'best.pth'
+
+
+@HOOKS.register_module()
+class BestCheckpointHook(Hook):
+    """Keep the weights of the best validation so far in ``work_dir/best.pth``: EMA and raw, without the optimiser.
+
+    Args:
+        save_best: the metric that decides, such as ``'loss_flow'`` or ``'frechet_distance'``.
+        rule: ``'less'`` if a smaller value is better, or ``'greater'``.
+
+    Raises:
+        ValueError: if the rule is another, or, at the first validation, if no metric has that name.
+    """
+
+    def __init__(self, save_best: str = 'loss_flow', rule: str = 'less'):
+        if rule not in ('less', 'greater'):
+            raise ValueError(f"BestCheckpointHook: rule must be 'less' or 'greater', got {rule!r}")
+        self.save_best = save_best.removeprefix('val/')
+        self.rule = rule
+
+    def after_val_epoch(self, runner: Any, metrics: Mapping[str, float] | None = None) -> None:
+        known = {name: value for name, value in (metrics or {}).items() if '/' not in name}
+        if self.save_best not in known:
+            raise ValueError(
+                f'BestCheckpointHook: save_best={self.save_best!r} is no metric; there are: {", ".join(sorted(known))}'
+            )
+        value, key = known[self.save_best], f'best_{self.save_best}'
+        hub = runner.message_hub
+        best = hub.get_info(key) if key in hub.runtime_info else None
+        if best is not None and not (value < best if self.rule == 'less' else value > best):
+            return
+        # Its folder, which need not be the work folder.
+        saver = next((hook for hook in runner.hooks if isinstance(hook, AtomicCheckpointHook)), None)
+        try:
+            with _no_file_client():
+                runner.save_checkpoint(
+                    saver.out_dir if saver else runner.work_dir,
+                    NAME,
+                    save_optimizer=False,
+                    save_param_scheduler=False,
+                    meta=dict(epoch=runner.epoch, iter=runner.iter),
+                    by_epoch=False,
+                    backend_args=dict(backend=BACKEND),
+                )
+        except OSError as error:
+            runner.logger.error(f'CHECKPOINT NOT SAVED: {NAME}: {error}. Training continues.')
+            return
+        hub.update_info(key, value)
+        runner.logger.info(f'{NAME}: {self.save_best} {value:.4g} at iteration {runner.iter}')
