@@ -55,6 +55,7 @@ def main(args: argparse.Namespace) -> int:
     from pixnerd_plugin.checkpoints import read_checkpoint
     from pixnerd_plugin.engine.config import hide_broken_torchvision
     from pixnerd_plugin.engine.dry_run import dry_run, scratch_folder
+    from pixnerd_plugin.engine.optim import scale_learning_rate, use_tf32
     from pixnerd_plugin.engine.preemption import EXIT_REQUEUE, watch
     from pixnerd_plugin.engine.processes import set_up_processes, tear_down_processes
     from pixnerd_plugin.engine.resume import load_initial_weights, require_fresh, set_resume
@@ -62,10 +63,13 @@ def main(args: argparse.Namespace) -> int:
 
     watch()
     hide_broken_torchvision()
-    if not torch.cuda.is_available():
+    if torch.cuda.is_available():
+        use_tf32()
+    else:
         keep_freed_memory()
     config = read_config(args)
     set_up_processes(config, args.launcher)
+    scale_learning_rate(config)
     # A run that torchrun starts again after a fault goes on where it was.
     restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
     if args.resume or restarted:

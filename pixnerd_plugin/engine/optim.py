@@ -10,12 +10,37 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from mmengine.dist import get_world_size, is_main_process
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from pixnerd_plugin.registry import OPTIM_WRAPPERS
+
+
+def scale_learning_rate(config: Any) -> None:
+    """Do what ``auto_scale_lr`` asks for: scale a config's learning rate with the pictures of an optimiser step.
+
+    These are the batch of every process, times the batches accumulated. (mmengine's own scaling forgets the latter.)
+    The config then holds the rate that is used, and mmengine scales nothing.
+    """
+    settings = config.get('auto_scale_lr') or {}
+    if not settings.get('enable'):
+        return
+    counts = config.optim_wrapper.get('accumulative_counts', 1)
+    pictures = config.train_dataloader.batch_size * get_world_size() * counts
+    optimizer, base = config.optim_wrapper.optimizer, settings['base_batch_size']
+    rate, optimizer.lr = optimizer.lr, optimizer.lr * pictures / base
+    settings['enable'] = False
+    if is_main_process():
+        print(f'Learning rate {rate:g} for {base} pictures a step becomes {optimizer.lr:g} for {pictures}.')
+
+
+def use_tf32() -> None:
+    """Let float32 matrix products and convolutions on a GPU use TF32, where it has that."""
+    torch.set_float32_matmul_precision('high')
+    torch.backends.cudnn.allow_tf32 = True
 
 
 @OPTIM_WRAPPERS.register_module()

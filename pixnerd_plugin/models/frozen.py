@@ -66,6 +66,12 @@ class FrozenModel:
         return self
 
 
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 on a GPU that computes in it, else float32."""
+    has_bf16 = device.type == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_bf16 else torch.float32
+
+
 def resolve_dtype(name: str) -> torch.dtype:
     if name not in DTYPES:
         raise ValueError(f'dtype {name!r} is not one of {", ".join(DTYPES)}')

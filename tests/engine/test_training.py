@@ -164,11 +164,23 @@ def test_the_test_command_samples_from_a_checkpoint(tmp_path, uninterrupted):
     assert images.dtype == np.uint8
 
 
-def test_the_learning_rate_is_scaled_with_the_batch(tmp_path):
-    train(tmp_path / 'as_is', train_cfg__max_iters=1)
-    train(tmp_path / 'scaled', train_cfg__max_iters=1, auto_scale_lr=dict(enable=True, base_batch_size=2))
-    (as_is,), (scaled,) = logged(tmp_path / 'as_is'), logged(tmp_path / 'scaled')
-    assert scaled['lr'] == pytest.approx(as_is['lr'] * 4 / 2)
+@pytest.mark.parametrize(('counts', 'rate'), [(1, 0.02), (3, 0.06)])
+def test_the_learning_rate_is_scaled_with_the_pictures_of_an_optimiser_step(tmp_path, monkeypatch, counts, rate):
+    options = [
+        'auto_scale_lr.base_batch_size=2',
+        f'optim_wrapper.accumulative_counts={counts}',
+        'train_cfg.max_iters=3',
+    ]
+    options.append('auto_scale_lr.base_batch_size=2')
+    command = ['train.py', str(CONFIG), '--work-dir', str(tmp_path), '--auto-scale-lr', '--cfg-options', *options]
+    monkeypatch.setattr(sys, 'argv', command)
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / 'tools/train.py'), run_name='__main__')
+    assert stop.value.code == 0
+    final = load(tmp_path / 'iter_3.pth')
+    # What was trained with, and what a resumed run is compared with.
+    assert [group['initial_lr'] for group in final['optimizer']['param_groups']] == [pytest.approx(rate)]
+    assert final['meta']['depends_on']['config']['optim_wrapper.optimizer.lr'] == pytest.approx(rate)
 
 
 def test_mistakes_end_in_one_line(tmp_path, uninterrupted, monkeypatch):

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pixnerd_plugin.models.frozen import fast_dtype
 from pixnerd_plugin.models.teachers import DINOv2Teacher
 from pixnerd_plugin.registry import MODELS
 
@@ -126,3 +127,22 @@ def test_unusable_arguments_are_named(tmp_path):
 def test_a_side_that_is_no_multiple_of_the_patch_is_refused(teacher):
     with pytest.raises(ValueError, match=r'32×40.*multiples of 16'):
         teacher(torch.zeros(1, 3, 32, 40))
+
+
+def test_on_a_gpu_that_has_bf16_the_teacher_computes_in_it(monkeypatch):
+    teacher = DINOv2Teacher(config=CONFIG)
+    images = torch.rand(1, 3, 32, 32)
+    assert teacher(images).dtype == torch.float32
+    assert teacher.encoder.module.dtype == torch.float32
+    monkeypatch.setattr('pixnerd_plugin.models.teachers.dinov2.fast_dtype', lambda device: torch.bfloat16)
+    assert teacher(images).dtype == torch.float32
+    assert teacher.encoder.module.dtype == torch.bfloat16
+    exact = DINOv2Teacher(config=CONFIG, dtype='float32')
+    exact(images)
+    assert exact.encoder.module.dtype == torch.float32
+
+
+@pytest.mark.parametrize(('kind', 'has_bf16'), [('cpu', True), ('cuda', True), ('cuda', False)])
+def test_bf16_is_for_gpus_that_have_it(monkeypatch, kind, has_bf16):
+    monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda including_emulation: has_bf16)
+    assert (fast_dtype(torch.device(kind)) == torch.bfloat16) == (kind == 'cuda' and has_bf16)

@@ -1,10 +1,12 @@
 import os
 import re
+import runpy
 import sys
 
 import pytest
+import torch
 
-from tests.training import CONFIG, free_port, load, run_tool, train
+from tests.training import CONFIG, ROOT, free_port, load, run_tool, train
 
 TRAIN = [sys.executable, 'tools/train.py', CONFIG]
 SRUN = """#!/bin/sh
@@ -75,3 +77,16 @@ def test_slurm_requeues_what_has_saved_and_nothing_else(tmp_path, code, job, sta
     assert '--wait=300 --signal=TERM@300' in calls[0]
     assert calls[0].startswith('300 ')
     assert calls[1:] == (['300 requeue 17'] if code == 75 and job else [])
+
+
+@pytest.mark.parametrize('has_gpu', [True, False])
+def test_float32_products_use_tf32_on_a_gpu_alone(monkeypatch, has_gpu):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: has_gpu)
+    precision = torch.get_float32_matmul_precision()
+    monkeypatch.setattr(sys, 'argv', ['train.py', 'absent.py'])
+    try:
+        with pytest.raises(SystemExit):
+            runpy.run_path(str(ROOT / 'tools/train.py'), run_name='__main__')
+        assert torch.get_float32_matmul_precision() == ('high' if has_gpu else precision)
+    finally:
+        torch.set_float32_matmul_precision(precision)

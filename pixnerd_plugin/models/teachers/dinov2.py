@@ -10,7 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pixnerd_plugin.models.frozen import FrozenModel, find_pretrained, load_pretrained, loading, resolve_dtype
+from pixnerd_plugin.models.frozen import (
+    FrozenModel,
+    fast_dtype,
+    find_pretrained,
+    load_pretrained,
+    loading,
+    resolve_dtype,
+)
 from pixnerd_plugin.registry import MODELS
 
 MODEL_TYPES = ('dinov2', 'dinov2_with_registers')
@@ -31,7 +38,8 @@ class DINOv2Teacher:
         config: instead of ``model``, arguments of transformers' ``Dinov2Config`` for a teacher with random weights,
             always the same ones. For tests and for measuring speed.
         patch_size: side of the student's patch in pixels.
-        dtype: ``'float32'`` or ``'bfloat16'``, of the teacher's weights and computation.
+        dtype: ``'float32'`` or ``'bfloat16'``, of the teacher's weights and computation. By default bfloat16 on a GPU
+            that has it, as in the release, and float32 elsewhere.
 
     Raises:
         FileNotFoundError: if ``model`` is missing or incomplete.
@@ -43,12 +51,13 @@ class DINOv2Teacher:
         model: str | Path | None = None,
         config: dict[str, Any] | None = None,
         patch_size: int = 16,
-        dtype: str = 'float32',
+        dtype: str | None = None,
     ):
         if (model is None) == (config is None):
             raise ValueError('DINOv2Teacher takes either model=FOLDER or config=dict(...)')
         self.patch_size = patch_size
-        torch_dtype = resolve_dtype(dtype)
+        self.dtype = None if dtype is None else resolve_dtype(dtype)
+        torch_dtype = self.dtype or torch.float32
         if model is not None:
             folder = find_pretrained(model, MODEL_TYPES, 'facebook/dinov2-base')
             self.encoder = FrozenModel(partial(load_dinov2, folder, torch_dtype))
@@ -73,6 +82,8 @@ class DINOv2Teacher:
             raise ValueError(f'image of {height}×{width} pixels: sides must be multiples of {self.patch_size}')
         self.encoder.to(images.device)
         module = self.encoder.module
+        if module.dtype != (dtype := self.dtype or fast_dtype(images.device)):
+            module.to(dtype)
         config = module.config
         # Resized so that the teacher's patches match the student's: by 14/16 for the published pair.
         size = [side // self.patch_size * config.patch_size for side in (height, width)]
