@@ -95,6 +95,8 @@ def _infer(shapes: Shapes) -> dict[str, Any]:
         # By first dimensions where there is a choice: four-bit formats pack two numbers along the second.
         mlp_hidden=shapes['blocks.0.mlp.gate_up.weight'][0] // 2,
     )
+    if 'step_embed.fc1.weight' in shapes:
+        architecture['step_end'] = True
     is_text = 'text_embed.positions' in shapes
     if is_text:
         architecture |= dict(

@@ -46,6 +46,8 @@ class PixNerdDiT(nn.Module):
         mlp_hidden: hidden width of the SwiGLU; by default ``floor(8 D / 3)`` for classes and ``4 D`` for text.
         position_rule: rule of the token positions (see :func:`~pixnerd_plugin.functional.positions.token_positions`);
             by default that of the published weights: ``'fixed_span'`` for classes, ``'swapped_grid'`` for text.
+        step_end: also take the time ``r`` at which a step from ``t`` ends; the network then gives the mean velocity
+            over the step, and that at ``t`` for ``r = t``. Its embedding begins at zero.
         head: the head, built or as a dict; ``dim``, ``patch_size`` and ``in_channels`` are filled in.
         operations: namespace of the layers with weights: ``Linear``, ``RMSNorm``, ``Embedding``; by default torch's,
             with a faster ``RMSNorm``.
@@ -70,6 +72,7 @@ class PixNerdDiT(nn.Module):
         text_dim=integer(1, 2**20),
         text_length=integer(1, 2**20),
         text_depth=integer(0, 512),
+        step_end=one_of(True, False),
     )
 
     # Each is a ModuleList of TransformerBlock, which a type checker cannot express.
@@ -89,6 +92,7 @@ class PixNerdDiT(nn.Module):
         text_depth: int = 4,
         mlp_hidden: int | None = None,
         position_rule: str | None = None,
+        step_end: bool = False,
         head: dict[str, Any] | nn.Module | None = None,
         operations: Any = own_operations,
         attention: AttentionFunction = scaled_dot_product_attention,
@@ -121,11 +125,14 @@ class PixNerdDiT(nn.Module):
             raise ValueError(
                 f'PixNerdDiT: position_rule={position_rule!r} is not known; use one of {", ".join(POSITION_RULES)}'
             )
+        self.step_end = step_end
         self.checkpoint = checkpoint
 
         layers = dict(operations=operations, **factory)
         self.patch_embed = operations.Linear(in_channels * patch_size**2, dim, **factory)
         self.time_embed = TimeEmbedding(dim, **layers)
+        if step_end:
+            self.step_embed = TimeEmbedding(dim, **layers)
         if text_dim is not None:
             self.text_embed = TextEmbedding(text_dim, dim, text_length, **layers)
         elif num_classes is not None:
@@ -145,6 +152,11 @@ class PixNerdDiT(nn.Module):
         nn.init.zeros_(self.patch_embed.bias)
         nn.init.normal_(self.time_embed.fc1.weight, std=0.02)
         nn.init.normal_(self.time_embed.fc2.weight, std=0.02)
+        if self.step_end:
+            # A network that is trained already gives what it gave without.
+            nn.init.normal_(self.step_embed.fc1.weight, std=0.02)
+            nn.init.zeros_(self.step_embed.fc2.weight)
+            nn.init.zeros_(self.step_embed.fc2.bias)
         if self.text_dim is None:
             nn.init.normal_(self.label_embed.weight, std=0.02)
         else:
@@ -155,6 +167,8 @@ class PixNerdDiT(nn.Module):
     def architecture(self) -> dict[str, Any]:
         """The registry dict that rebuilds this network, of plain numbers and strings, as stored in checkpoints."""
         unused = {'text_dim', 'text_length', 'text_depth'} if self.text_dim is None else {'num_classes'}
+        # Networks without, which earlier versions read too, do not mention it.
+        unused |= set() if self.step_end else {'step_end'}
         own = {name: value for name, value in describe_part(self).items() if name not in unused}
         head = self.head.architecture() if hasattr(self.head, 'architecture') else {'type': type(self.head).__name__}
         return {**own, 'head': head}
@@ -166,6 +180,7 @@ class PixNerdDiT(nn.Module):
         cond: Tensor,
         token_grid: tuple[int, int] | None = None,
         *,
+        r: Tensor | None = None,
         feature_layer: int | None = None,
         conditioning: Conditioning | None = None,
         hooks: Hooks | None = None,
@@ -180,6 +195,7 @@ class PixNerdDiT(nn.Module):
             token_grid: ``(rows, columns)`` of tokens, for pictures of another size than the trained one: the
                 transformer reads the picture resampled to ``rows P x columns P`` (paper Fig. 4). By default there is
                 one token for each ``P x P`` pixels.
+            r: time ``(B,)`` at which the step ends, for a network with ``step_end``; ``t`` by default.
             feature_layer: also return the tokens ``(B, L, D)`` after this block, counted from 1.
             conditioning: result of :meth:`condition` for ``t`` and ``cond``, if it was computed ahead.
             hooks: lets a host act on this call.
@@ -188,14 +204,14 @@ class PixNerdDiT(nn.Module):
             The patch vectors ``s (B, L, D)``, and the features, or None without ``feature_layer``.
 
         Raises:
-            ValueError: if a shape, the grid or a class id is wrong; the message names it.
+            ValueError: if a shape, the grid, a class id or ``r`` is wrong; the message names it.
         """
         grid = self.grid_of(x, token_grid)
         self._check_condition(cond, len(x))
         if feature_layer is not None and not 1 <= feature_layer <= self.depth:
             raise ValueError(f'feature_layer={feature_layer} must be from 1 to depth={self.depth}')
         if conditioning is None:
-            e_t, modulations, texts = self._condition(t, cond, x.dtype, hooks)
+            e_t, modulations, texts = self._condition(t, cond, x.dtype, r, hooks)
         else:
             e_t, modulations = conditioning.e_t, list(conditioning.modulations.unbind(1))
             texts = (
@@ -260,12 +276,13 @@ class PixNerdDiT(nn.Module):
         cond: Tensor,
         token_grid: tuple[int, int] | None = None,
         *,
+        r: Tensor | None = None,
         field_chunk: int | None = None,
         conditioning: Conditioning | None = None,
         blend: float = 0.0,
     ) -> Tensor:
         """Return the velocity of ``x``: :meth:`encode`, then :meth:`decode` with ``x`` as pixels; same arguments."""
-        s, _ = self.encode(x, t, cond, token_grid, conditioning=conditioning)
+        s, _ = self.encode(x, t, cond, token_grid, r=r, conditioning=conditioning)
         return self.decode(s, x, self.grid_of(x, token_grid), field_chunk=field_chunk, blend=blend)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
@@ -301,15 +318,16 @@ class PixNerdDiT(nn.Module):
         return rows, columns
 
     @torch.no_grad()
-    def condition(self, t: Tensor, cond: Tensor, dtype: torch.dtype) -> Conditioning:
+    def condition(self, t: Tensor, cond: Tensor, dtype: torch.dtype, r: Tensor | None = None) -> Conditioning:
         """Compute ahead what :meth:`encode` needs for ``R`` pairs of a time and a condition, such as many steps.
 
         Args:
             t, cond: as in :meth:`encode`, ``(R,)`` and ``(R, ...)``.
             dtype: dtype of the pictures that will be encoded.
+            r: as in :meth:`encode`.
         """
         self._check_condition(cond, len(t))
-        e_t, modulations, texts = self._condition(t, cond, dtype)
+        e_t, modulations, texts = self._condition(t, cond, dtype, r)
         if self.text_dim is None:
             return Conditioning(e_t, torch.stack(modulations, dim=1), None)
         keys_values = [
@@ -319,10 +337,14 @@ class PixNerdDiT(nn.Module):
         return Conditioning(e_t, torch.stack(modulations, dim=1), torch.stack(keys_values, dim=1))
 
     def _condition(
-        self, t: Tensor, cond: Tensor, dtype: torch.dtype, hooks: Hooks | None = None
+        self, t: Tensor, cond: Tensor, dtype: torch.dtype, r: Tensor | None = None, hooks: Hooks | None = None
     ) -> tuple[Tensor, list[Tensor], list[Any]]:
         """Embedded time ``(B, D)``, and for each block its modulation ``(B, 6, D)`` and the refined text or None."""
         e_t = self.time_embed(t, dtype)
+        if self.step_end:
+            e_t = e_t + self.step_embed((t if r is None else r) - t, dtype)
+        elif r is not None:
+            raise ValueError('this network gives velocities at a time and takes no r; build it with step_end=True')
         text = None
         if self.text_dim is None:
             c = F.silu(e_t + self._class_embedding(cond).to(e_t.dtype))
