@@ -95,10 +95,17 @@ def load_backbone(path: str | Path, weights: str = 'ema') -> nn.Module:
     return read_checkpoint(path, weights).load()
 
 
-def load_into(net: nn.Module, path: str | Path, weights: str = 'ema') -> None:
-    """Load a file's network into one that is built already. Arguments and errors as in :func:`load_backbone`."""
+def load_into(net: nn.Module, path: str | Path, weights: str = 'ema', new: str | None = None) -> None:
+    """Load a file's network into one that is built already. Arguments and errors as in :func:`load_backbone`.
+
+    Args:
+        new: layers of ``net`` under this name keep their weights if the file has none of them.
+    """
+    tensors = read_checkpoint(path, weights).tensors
+    if new is not None and not any(name.startswith(new) for name in tensors):
+        tensors |= {name: tensor for name, tensor in net.state_dict().items() if name.startswith(new)}
     try:
-        net.load_state_dict(read_checkpoint(path, weights).tensors)
+        net.load_state_dict(tensors)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise ValueError(f'{path} does not fit the backbone of the config: {reason}') from None

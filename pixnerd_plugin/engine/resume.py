@@ -92,7 +92,8 @@ def load_initial_weights(model: Any, path: str) -> None:
         FileNotFoundError, ValueError: as :func:`~pixnerd_plugin.checkpoints.load_into` does.
     """
     model = model.module if is_model_wrapper(model) else model
-    load_into(model.backbone, path)
+    # A network that is to learn mean velocities starts from one that gives velocities.
+    load_into(model.backbone, path, new='step_embed.')
     projector = open_contents(path).projector
     if projector and model.loss is not None:
         own = {name: tuple(tensor.shape) for name, tensor in model.loss.projector.state_dict().items()}

@@ -37,10 +37,11 @@ def _reciprocal_rms(h: Tensor, eps: float) -> Tensor:
 
 
 def _reciprocal_norm(w: Tensor) -> Tensor:
+    exact = torch.promote_types(w.dtype, torch.float32)
     if w.device.type != 'cpu':
-        return torch.linalg.vector_norm(w, dim=1, keepdim=True, dtype=torch.float32).clamp_min(1e-12).reciprocal()
+        return torch.linalg.vector_norm(w, dim=1, keepdim=True, dtype=exact).clamp_min(1e-12).reciprocal()
     # On a CPU, vector_norm over any but the last dimension is several times slower.
-    return w.square().sum(dim=1, keepdim=True, dtype=torch.float32).clamp_min(1e-24).rsqrt()
+    return w.square().sum(dim=1, keepdim=True, dtype=exact).clamp_min(1e-24).rsqrt()
 
 
 class _RMSNorm(torch.autograd.Function):

@@ -20,7 +20,11 @@ def time_grid(num_steps: int, timeshift: float = 1.0) -> Tensor:
 
 
 def time_features(t: Tensor) -> Tensor:
-    """Return ``[cos(t f_k), sin(t f_k)]``, ``(B, 256)`` float32, of times ``t (B,)``; ``f_k = 10 ** (-k / 128)``."""
-    exponents = torch.arange(NUM_FREQUENCIES, dtype=torch.float32, device=t.device) / NUM_FREQUENCIES
-    angles = torch.outer(t.float(), 10.0**-exponents)
+    """Return ``[cos(t f_k), sin(t f_k)]``, ``(B, 256)``, of times ``t (B,)``; ``f_k = 10 ** (-k / 128)``.
+
+    In float32, or in float64 for times in float64.
+    """
+    exact = t if t.dtype == torch.float64 else t.float()
+    exponents = torch.arange(NUM_FREQUENCIES, dtype=exact.dtype, device=t.device) / NUM_FREQUENCIES
+    angles = torch.outer(exact, 10.0**-exponents)
     return torch.cat((angles.cos(), angles.sin()), dim=-1)

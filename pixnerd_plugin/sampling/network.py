@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ class ConditionedNetwork:
         cond: conditions of the batch.
         null_cond: null conditions, of the batch or of batch size 1; None if nothing is guided.
         times: when the network will be evaluated, in order, as far as known.
+        ends: where the step from each time ends, for a network of mean velocities.
         token_grid, field_chunk, blend: handed to the network.
         recorder: is told the patch vectors of every evaluation.
         compile: compile the network (see :class:`~.compiled.CompiledNetwork`).
@@ -39,6 +40,7 @@ class ConditionedNetwork:
         recorder: Recorder | None = None,
         compile: bool = False,
         blend: float = 0.0,
+        ends: Mapping[float, float] | None = None,
     ):
         self.net: Any = CompiledNetwork(net) if compile else net
         self.dtype = next((p.dtype for p in net.parameters() if p.is_floating_point()), None)
@@ -48,9 +50,12 @@ class ConditionedNetwork:
         # A user's own network may know nothing of blending.
         self.decoding = dict(field_chunk=field_chunk, **(dict(blend=blend) if blend else {}))
         self.recorder = recorder
+        self.ends = ends
         # A user's own network may have no share that depends on time and condition alone.
         self.precomputed = (
-            PrecomputedConditioning(net, cond, null_cond, times, self.dtype) if hasattr(net, 'condition') else None
+            PrecomputedConditioning(net, cond, null_cond, times, self.dtype, ends)
+            if hasattr(net, 'condition')
+            else None
         )
 
     @property
@@ -70,7 +75,11 @@ class ConditionedNetwork:
 
     def _velocity(self, x: Tensor, t: float, cond: Tensor, guided: bool) -> Tensor:
         times = torch.full((len(x),), t, dtype=torch.float32, device=x.device)
-        known = {} if self.precomputed is None else dict(conditioning=self.precomputed.at(t, guided))
+        known: dict[str, Any] = {}
+        if self.precomputed is not None:
+            known['conditioning'] = self.precomputed.at(t, guided)
+        elif self.ends is not None:
+            known['r'] = torch.full_like(times, self.ends[t])
         pixels = x.to(self.dtype)
         if self.recorder is None:
             velocity = self.net(pixels, times, cond, token_grid=self.token_grid, **self.decoding, **known)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,15 +20,23 @@ class PrecomputedConditioning:
         cond, null_cond: conditions of the batch ``(B, ...)``; ``null_cond`` may have batch size 1, or be None.
         times: when the network will be evaluated, in order; other times are computed when asked for.
         dtype: dtype of the network's pictures.
+        ends: where the step from each time ends, for a network of mean velocities.
     """
 
     def __init__(
-        self, net: Any, cond: Tensor, null_cond: Tensor | None, times: Sequence[float], dtype: torch.dtype | None
+        self,
+        net: Any,
+        cond: Tensor,
+        null_cond: Tensor | None,
+        times: Sequence[float],
+        dtype: torch.dtype | None,
+        ends: Mapping[float, float] | None = None,
     ):
         self.net = net
         self.conditions = cond if null_cond is None else torch.cat((null_cond.to(cond), cond))
         self.times = list(times)
         self.dtype = dtype
+        self.ends = ends
         nulls = 0 if null_cond is None else len(null_cond)
         per_time, batch = len(self.conditions), len(cond)
         self.per_time = per_time
@@ -50,8 +58,12 @@ class PrecomputedConditioning:
     def _compute(self, t: float) -> None:
         first = self.times.index(t) if t in self.times else None
         self.held = [t] if first is None else self.times[first : first + self.times_at_once]
-        times = torch.tensor(self.held, dtype=torch.float32).repeat_interleave(self.per_time)
         conditions = self.conditions.repeat(len(self.held), *[1] * (self.conditions.ndim - 1))
         self.conditioning: Any = None  # frees the last ones first
-        self.conditioning = self.net.condition(times.to(conditions.device), conditions, self.dtype)
+        further = {} if self.ends is None else dict(r=self._each([self.ends[time] for time in self.held]))
+        self.conditioning = self.net.condition(self._each(self.held), conditions, self.dtype, **further)
         self.times_at_once = max(1, LIMIT_BYTES * len(self.held) // self.conditioning.nbytes)
+
+    def _each(self, times: Sequence[float]) -> Tensor:
+        """One number for each pair of a time and a condition."""
+        return torch.tensor(times, dtype=torch.float32).repeat_interleave(self.per_time).to(self.conditions.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -72,6 +72,8 @@ class FlowSampler:
     )
     order = 1
     deterministic = True
+    ends: Mapping[float, float] | None = None
+    """Where the step from each time ends, for solvers that tell the network."""
 
     def __init__(
         self,
@@ -211,6 +213,7 @@ class FlowSampler:
             recorder,
             self.compile,
             blend,
+            self.ends,
         )
         velocity = ClassifierFreeGuidance(conditioned, self.guidance_scale, self.guidance_interval)
         noise = self.limit(noise)

@@ -1,4 +1,5 @@
 from .flow_match_repa import FlowMatchREPALoss
+from .mean_flow import MeanFlowLoss
 from .terms import FrequencyLoss, LossTerm
 
-__all__ = ['FlowMatchREPALoss', 'FrequencyLoss', 'LossTerm']
+__all__ = ['FlowMatchREPALoss', 'FrequencyLoss', 'LossTerm', 'MeanFlowLoss']

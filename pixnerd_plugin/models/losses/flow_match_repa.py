@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,37 @@ from pixnerd_plugin.registry import MODELS, build
 
 from .density import draw_fine_pixels
 from .terms import LossTerm
+
+
+class NoisyBatch(NamedTuple):
+    """What a loss compares the network on.
+
+    Args:
+        x_t: noisy picture ``(B, C, H, W)``, which the transformer reads.
+        t: its times ``(B,)``.
+        cond: conditions, those to drop replaced.
+        base_velocity: ``x - e`` of ``x_t``.
+        pixels: noisy pixels ``(B, C, H, W)`` that the head is evaluated on; ``x_t`` at a single density.
+        velocity: theirs.
+        positions: where they are in a patch; None for the pixels of ``x_t``.
+        teacher_features: ``(B, L, teacher_dim)``, or None.
+    """
+
+    x_t: Tensor
+    t: Tensor
+    cond: Tensor
+    base_velocity: Tensor
+    pixels: Tensor
+    velocity: Tensor
+    positions: tuple[Tensor, Tensor] | None
+    teacher_features: Tensor | None
+
+    def rows(self, rows: slice) -> NoisyBatch:
+        """Some pictures of the batch."""
+        parts = {
+            name: part if part is None or name == 'positions' else part[rows] for name, part in self._asdict().items()
+        }
+        return NoisyBatch(**parts)
 
 
 @MODELS.register_module()
@@ -117,6 +148,26 @@ class FlowMatchREPALoss(nn.Module):
         Raises:
             ValueError: if conditions are to be dropped and there is no ``null_cond``.
         """
+        batch = self.draw(net, images, cond, null_cond, noise, t, teacher_features, drop_mask)
+        s, features = net.encode(batch.x_t, batch.t, batch.cond, feature_layer=self._aligned(batch))
+        prediction = net.decode(s, batch.pixels, net.grid_of(batch.x_t), batch.positions).float()
+        velocity = batch.velocity.float()
+        self.per_image = dict(t=batch.t, loss_flow=(prediction.detach() - velocity).square().mean((1, 2, 3)))
+        losses = dict(loss_flow=F.mse_loss(prediction, velocity))
+        return losses | self._further_terms(batch, prediction, velocity, features)
+
+    def draw(
+        self,
+        net: Any,
+        images: Tensor,
+        cond: Tensor,
+        null_cond: Tensor | None = None,
+        noise: Tensor | None = None,
+        t: Tensor | None = None,
+        teacher_features: Tensor | None = None,
+        drop_mask: Tensor | None = None,
+    ) -> NoisyBatch:
+        """Draw what is not given, and mix it: the noisy batch of a training step. Arguments as in :meth:`forward`."""
         base, positions = images, None
         if self.max_density > 1:
             base = F.interpolate(images, scale_factor=1 / self.max_density, mode='area')
@@ -131,23 +182,27 @@ class FlowMatchREPALoss(nn.Module):
             teacher_features = self.teacher(base)
 
         time = t.view(-1, 1, 1, 1)
-        x_t, velocity = time * base + (1 - time) * noise, base - noise
-        pixels = x_t
+        x_t, base_velocity = time * base + (1 - time) * noise, base - noise
+        pixels, velocity = x_t, base_velocity
         if self.max_density > 1:
             target, fine_noise, positions = draw_fine_pixels(images, noise, net.patch_size)
             pixels, velocity = time * target + (1 - time) * fine_noise, target - fine_noise
-        aligned = self.align_layer if teacher_features is not None else None
-        s, features = net.encode(x_t, t, cond, feature_layer=aligned)
-        prediction = net.decode(s, pixels, net.grid_of(x_t), positions).float()
-        velocity = velocity.float()
-        losses = dict(loss_flow=F.mse_loss(prediction, velocity))
-        self.per_image = dict(t=t.detach(), loss_flow=(prediction.detach() - velocity).square().mean((1, 2, 3)))
-        if features is not None and teacher_features is not None:
-            similarity = F.cosine_similarity(self.projector(features).float(), teacher_features.float(), dim=-1)
+        return NoisyBatch(x_t, t, cond, base_velocity, pixels, velocity, positions, teacher_features)
+
+    def _aligned(self, batch: NoisyBatch) -> int | None:
+        return self.align_layer if batch.teacher_features is not None else None
+
+    def _further_terms(
+        self, batch: NoisyBatch, prediction: Tensor, velocity: Tensor, features: Tensor | None
+    ) -> dict[str, Tensor]:
+        """All terms but the first, weighted; ``per_image`` gets them too."""
+        losses = {}
+        if features is not None and batch.teacher_features is not None:
+            similarity = F.cosine_similarity(self.projector(features).float(), batch.teacher_features.float(), dim=-1)
             losses['loss_repa'] = self.repa_weight * (1 - similarity).mean()
             self.per_image['loss_repa'] = self.repa_weight * (1 - similarity.detach()).mean(1)
         for term in self.terms:
-            each = term(prediction, velocity, pixels, t)
+            each = term(prediction, velocity, batch.pixels, batch.t)
             losses[f'loss_{term.name}'] = term.weight * each.mean()
             self.per_image[f'loss_{term.name}'] = term.weight * each.detach()
         return losses

@@ -1,0 +1,195 @@
+"""MeanFlow: learn the mean velocity over a step, so that one to four steps draw a picture (arXiv 2505.13447).
+
+Time runs from noise (0) to image (1). ``u(x_t, t, r)`` is the mean over ``[t, r]`` of the velocity ``v``, so that one
+step is ``x_r = x_t + (r - t) u``. The derivative of ``(r - t) u`` along the path gives ``u = v + (r - t) du/dt``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from pixnerd_plugin.registry import MODELS, build
+
+from .flow_match_repa import FlowMatchREPALoss, NoisyBatch
+
+Velocities = tuple[Tensor, Tensor]
+"""Those of the base picture and of the pixels that the head is evaluated on, each ``(B, C, H, W)``."""
+
+MIN_TIME_LEFT = 0.05
+"""The least ``1 - t`` of a network that predicts the image."""
+
+
+@MODELS.register_module()
+class MeanFlowLoss(FlowMatchREPALoss):
+    """``w (u - (r - t) sg(du/dt) - v)^2``, ``sg`` without gradient, and the other terms of the base class.
+
+    ``du/dt`` is the derivative along the path: a Jacobian-vector product through transformer and head. The guidance is
+    in ``v``, so that sampling needs none. ``v`` is the guided velocity of ``velocity_teacher``, a trained network that
+    is distilled. Without one it is ``x - e + (1 - 1/g) (u(x, t, t | c) - u(x, t, t | null))`` from the data, whose mean
+    is the guided velocity of scale ``g``; the path then follows ``u(x, t, t | c)`` (arXiv 2512.02012).
+
+    Args:
+        args: as for :class:`~.flow_match_repa.FlowMatchREPALoss`, as are ``kwargs``.
+        guidance_scale: scale ``g`` of the guidance that is learned; 1 for none.
+        guidance_interval: it is learned where ``t_min < t < t_max``.
+        equal_share: share of the pictures with ``r = t``: flow matching.
+        end_share: share whose steps end at the image: ``r = 1``.
+        whole_share: share with the one step from noise to image: ``t = 0`` and ``r = 1``. All others have two of the
+            drawn times as ``t`` and ``r``.
+        power, offset: the weight of a picture is ``w = 1 / (e + offset)^power``, ``e`` its mean squared error.
+        velocity_teacher: a network with ``encode`` and ``decode``, or a registry dict. It is not a submodule, so it
+            stays out of checkpoints and the EMA.
+
+    Raises:
+        ValueError: if a share is negative, or they are more than 1 together.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        guidance_scale: float = 1.0,
+        guidance_interval: Sequence[float] = (0.0, 1.0),
+        equal_share: float = 0.25,
+        end_share: float = 0.25,
+        whole_share: float = 0.15,
+        power: float = 1.0,
+        offset: float = 0.01,
+        velocity_teacher: Any = None,
+        **kwargs: Any,
+    ):
+        super().__init__(*args, **kwargs)
+        self.shares = (equal_share, end_share, whole_share)
+        if min(self.shares) < 0 or sum(self.shares) > 1:
+            raise ValueError(
+                f'MeanFlowLoss: equal_share, end_share and whole_share are {self.shares}; each must be 0 or more, and '
+                'all at most 1 together'
+            )
+        self.guidance_scale = guidance_scale
+        self.guidance_interval = guidance_interval
+        self.power = power
+        self.offset = offset
+        # In a tuple, so that nn.Module does not register it.
+        self._velocity_teacher = (build(MODELS, velocity_teacher),)
+
+    @property
+    def velocity_teacher(self) -> Any:
+        return self._velocity_teacher[0]
+
+    def draw_steps(self, batch: int, device: torch.device) -> tuple[Tensor, Tensor, int]:
+        """Beginnings and ends ``t <= r`` of steps, each ``(batch,)``; so many of the first have ``r = t``."""
+        one, other = self.draw_time(batch, device), self.draw_time(batch, device)
+        t, r = torch.minimum(one, other), torch.maximum(one, other)
+        # What a share has beyond whole pictures is drawn, for the sake of small batches.
+        shares = torch.tensor(self.shares, dtype=torch.float64).cumsum(0)
+        equal, end, whole = (shares * batch + torch.rand((), dtype=torch.float64)).long().clamp(max=batch).tolist()
+        t[:end] = one[:end]
+        r[:equal], r[equal:end] = one[:equal], 1
+        t[end:whole], r[end:whole] = 0, 1
+        return t, r, equal
+
+    def forward(
+        self,
+        net: Any,
+        images: Tensor,
+        cond: Tensor,
+        null_cond: Tensor | None = None,
+        noise: Tensor | None = None,
+        t: Tensor | None = None,
+        teacher_features: Tensor | None = None,
+        drop_mask: Tensor | None = None,
+        r: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the terms in float32, all weighted; arguments that are not named here are those of the base class.
+
+        Args:
+            net: the backbone, built with ``step_end=True``.
+            t, r: where the steps begin and end, ``(B,)``, ``t <= r``; give both or neither.
+
+        Returns:
+            ``loss_flow``; ``error``, its mean square without weights and without gradient, for logs; and the further
+            terms of the base class, in which ``u - (r - t) du/dt`` is the velocity.
+
+        Raises:
+            ValueError: if only one of ``t`` and ``r`` is given, or there is guidance and no ``null_cond``.
+        """
+        if (t is None) != (r is None):
+            raise ValueError('MeanFlowLoss takes both t and r, the two ends of the steps, or neither')
+        if self.guidance_scale != 1 and null_cond is None:
+            raise ValueError(f'MeanFlowLoss: guidance_scale={self.guidance_scale} needs null_cond')
+        equal = 0
+        if t is None or r is None:
+            t, r, equal = self.draw_steps(len(images), images.device)
+        if getattr(net, 'prediction', 'velocity') == 'image':
+            # Nearer to the image, the velocity of an exact image would not be the true one.
+            t = t.clamp(max=1 - MIN_TIME_LEFT)
+            r = torch.maximum(t, r)
+        batch = self.draw(net, images, cond, null_cond, noise, t, teacher_features, drop_mask)
+        target, tangent = self._velocities(net, batch, null_cond)
+        correction = torch.zeros_like(target)
+        if equal < len(t):
+            rest = slice(equal, None)
+            with torch.no_grad():
+                slope = path_derivative(net, batch.rows(rest), r[rest], (tangent[0][rest], tangent[1][rest]))
+            correction[rest] = (r - t)[rest].view(-1, 1, 1, 1) * slope
+        s, features = net.encode(batch.x_t, t, batch.cond, r=r, feature_layer=self._aligned(batch))
+        u = net.decode(s, batch.pixels, net.grid_of(batch.x_t), batch.positions, **time_of(net, t)).float()
+        velocity = u - correction
+        error = (velocity - target).square().mean((1, 2, 3))
+        weight = (error.detach() + self.offset) ** -self.power
+        self.per_image = dict(t=t, loss_flow=(weight * error).detach(), error=error.detach())
+        losses = dict(loss_flow=(weight * error).mean(), error=error.detach().mean())
+        return losses | self._further_terms(batch, velocity, target, features)
+
+    @torch.no_grad()
+    def _velocities(self, net: Any, batch: NoisyBatch, null_cond: Tensor | None) -> tuple[Tensor, Velocities]:
+        """The target ``v`` of the pixels, and the velocities of the path; in float32."""
+        teacher, scale = self.velocity_teacher, self.guidance_scale
+        source = net if teacher is None else teacher
+        path = _velocities_at(source, batch, batch.cond)
+        # What guidance of scale 2 adds.
+        added = (torch.zeros_like(path[0]), torch.zeros_like(path[1]))
+        if scale != 1 and null_cond is not None:
+            null = _velocities_at(source, batch, null_cond.to(batch.cond).expand_as(batch.cond))
+            low, high = self.guidance_interval
+            is_guided = ((batch.t > low) & (batch.t < high)).view(-1, 1, 1, 1)
+            added = (is_guided * (path[0] - null[0]), is_guided * (path[1] - null[1]))
+        if teacher is None:
+            return batch.velocity.float() + (1 - 1 / scale) * added[1], path
+        guided = (path[0] + (scale - 1) * added[0], path[1] + (scale - 1) * added[1])
+        return guided[1], guided
+
+
+def path_derivative(net: Any, batch: NoisyBatch, r: Tensor, velocities: Velocities) -> Tensor:
+    """``du/dt`` of the pixels in float32, ``r`` fixed, while time runs and everything moves at ``velocities``."""
+    # By the class, because a compiled method cannot be differentiated forward.
+    kind = type(net)
+
+    def mean_velocity(x_t: Tensor, pixels: Tensor, t: Tensor) -> Tensor:
+        s, _ = kind.encode(net, x_t, t, batch.cond, r=r)
+        return kind.decode(net, s, pixels, net.grid_of(x_t), batch.positions, **time_of(net, t))
+
+    base, fine = (velocity.to(batch.x_t) for velocity in velocities)
+    # Torch's fast attention has no forward-mode rule.
+    with sdpa_kernel(SDPBackend.MATH):
+        _, slope = jvp(mean_velocity, (batch.x_t, batch.pixels, batch.t), (base, fine, torch.ones_like(batch.t)))
+    return slope.float() if slope.dtype != torch.float64 else slope
+
+
+def _velocities_at(net: Any, batch: NoisyBatch, cond: Tensor) -> Velocities:
+    s, _ = net.encode(batch.x_t, batch.t, cond)
+    grid, time = net.grid_of(batch.x_t), time_of(net, batch.t)
+    base = net.decode(s, batch.x_t, grid, **time).float()
+    if batch.positions is None:
+        return base, base
+    return base, net.decode(s, batch.pixels, grid, batch.positions, **time).float()
+
+
+def time_of(net: Any, t: Tensor) -> dict[str, Tensor]:
+    """What ``net.decode`` takes besides: the time, if the network predicts the image."""
+    return {} if getattr(net, 'prediction', 'velocity') == 'velocity' else dict(t=t)
