@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pixnerd_plugin.sampling import AdamsFlowSampler, FieldTrajectory
+from pixnerd_plugin.sampling import FieldTrajectory, FlowSampler
 
 from .solver import INTERVAL
 
@@ -48,7 +48,7 @@ class RecordedField(NamedTuple):
     samples: Tensor
     indices: list[int]
     noise: Tensor
-    sampler: AdamsFlowSampler
+    sampler: FlowSampler
     token_grid: tuple[int, int]
     tokens: list[Tensor]
 

@@ -6,6 +6,7 @@ ComfyUI's sigma is ``1 - t`` and its model output ``-v``; the picture is its own
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import comfy.conds
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from pixnerd_plugin.checkpoints.layouts.names import find_prefix
 from pixnerd_plugin.checkpoints.layouts.published import describe_difference
+from pixnerd_plugin.checkpoints.metadata import default_sampling
 from pixnerd_plugin.models.backbones import PixNerdDiT
 
 from .guards import check_condition, refuse_unknown_conditions, warn_of_template
@@ -47,6 +49,8 @@ class PixNerdModel(comfy.model_base.BaseModel):
     def __init__(self, model_config: PixNerdConfig, device: torch.device | None = None):
         super().__init__(model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=ComfyPixNerdDiT)
         self.class_names: list[str] | None = model_config.metadata.get('class_names')
+        self._positive: Tensor | None = None
+        self._has_warned = False
 
     def load_model_weights(
         self, sd: dict[str, Tensor], unet_prefix: str = '', *args: Any, **kwargs: Any
@@ -88,12 +92,31 @@ class PixNerdModel(comfy.model_base.BaseModel):
         )
         if net.num_classes is None and not kwargs.get(MARK):
             warn_of_template(prompt)
+        if net.step_end:
+            cond = self._without_guidance(cond, prompt)
         key = 'c_crossattn' if net.num_classes is None else 'labels'
         conds = {key: comfy.conds.CONDRegular(cond.to(kwargs['device']))}
         if 'noise' in kwargs:
             # A fixed grid of tokens is shared out by area, so the network must know the whole.
             conds['picture'] = comfy.conds.CONDConstant(tuple(kwargs['noise'].shape[2:]))
         return conds
+
+    def _without_guidance(self, cond: Tensor, prompt: str) -> Tensor:
+        """The positive condition for every input, so that no cfg has an effect: this network has learned its guidance.
+
+        Core asks for the positive one first.
+        """
+        if prompt == 'positive':
+            self._positive = cond
+        elif self._positive is not None:
+            if not self._has_warned:
+                logging.info(
+                    'PixNerd: this model has learned its guidance (MeanFlow), so cfg and the negative prompt have no '
+                    'effect. Other samplers than PixNerd Sampler: euler, with cfg 1, which is twice as fast.'
+                )
+            self._has_warned = True
+            cond = self._positive
+        return cond
 
     def state_dict_for_saving(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """As core's, with what the tensors do not tell as one more of them."""
@@ -122,8 +145,8 @@ class PixNerdConfig(comfy.supported_models_base.BASE):
         super().__init__(unet_config)
         self.metadata: dict[str, Any] = self.unet_config.pop('metadata')
         # As published, if the file does not say: text models sample under shift 3, class models under none.
-        published = 1.0 if 'num_classes' in self.unet_config else 3.0
-        timeshift = (self.metadata.get('sampling') or {}).get('timeshift', published)
+        published = default_sampling(self.metadata['architecture'])
+        timeshift = {**published, **(self.metadata.get('sampling') or {})}['timeshift']
         self.sampling_settings = {'shift': timeshift, 'multiplier': 1.0}
 
     def get_model(

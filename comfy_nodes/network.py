@@ -92,9 +92,9 @@ class ComfyPixNerdDiT(PixNerdDiT):
         grid = grid_of((height, width), self.patch_size, fixed)
         pixels = pad(x, padded_size((height, width), self.patch_size, fixed))
         t = 1 - timestep
-        s, _ = self.encode(
-            pixels, t, context if self.num_classes is None else labels, grid, hooks=PatchHooks(options, self.depth)
-        )
+        cond = context if self.num_classes is None else labels
+        r = step_end(timestep, options.get('sample_sigmas')) if self.step_end else None
+        s, _ = self.encode(pixels, t, cond, grid, r=r, hooks=PatchHooks(options, self.depth))
         velocity = self.decode(
             s, pixels, grid, field_chunk=settings.get('field_chunk'), blend=settings.get('blend', 0.0)
         )
@@ -103,6 +103,17 @@ class ComfyPixNerdDiT(PixNerdDiT):
         if 'record' in settings:
             settings['record'](s, options)
         return -velocity
+
+
+def step_end(timestep: Tensor, sigmas: Tensor | None) -> Tensor | None:
+    """Where the step that begins at sigma ``timestep (B,)`` ends, as times ``(B,)``; None if core does not tell.
+
+    Core's samplers call the model at one of the ``sigmas`` of the run, and Euler's goes to the next of them.
+    """
+    if sigmas is None:
+        return None
+    lower = sigmas[sigmas < timestep[0].to(sigmas) - 1e-4]
+    return None if not len(lower) else torch.full_like(timestep, 1 - float(lower.max()))
 
 
 def is_block_matrix(name: str, ndim: int) -> bool:

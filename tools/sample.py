@@ -16,6 +16,7 @@ SAMPLERS = dict(
     euler=dict(type='EulerFlowSampler', stochastic=False),
     heun=dict(type='HeunFlowSampler'),
     sde=dict(type='EulerFlowSampler', stochastic=True),
+    meanflow=dict(type='MeanFlowSampler'),
 )
 
 

@@ -15,7 +15,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 
-from pixnerd_plugin.sampling import AdamsFlowSampler
+from pixnerd_plugin.sampling import AdamsFlowSampler, FlowSampler, MeanFlowSampler
 
 from ..field import FIELD, RecordedField, Recorder, require_recordable
 from ..guards import check_shift
@@ -252,8 +252,10 @@ class PixNerdSampler(io.ComfyNode):
         return io.NodeOutput(out)
 
 
-def _solver(settings: Settings) -> AdamsFlowSampler:
+def _solver(settings: Settings) -> FlowSampler:
     """The library's solver with these settings."""
+    if settings.is_mean:
+        return MeanFlowSampler(settings.steps, settings.shift, noise_limit=settings.noise_limit)
     interval = (settings.start, settings.end)
     return AdamsFlowSampler(
         settings.steps, settings.order, settings.cfg, interval, settings.shift, noise_limit=settings.noise_limit
@@ -265,7 +267,7 @@ def _field(
     samples: torch.Tensor,
     batch_index: list[int] | None,
     noise: torch.Tensor,
-    solver: AdamsFlowSampler,
+    solver: FlowSampler,
     tokens: list[torch.Tensor],
 ) -> RecordedField:
     patch_size, size = model.model.diffusion_model.patch_size, (noise.shape[2], noise.shape[3])

@@ -104,6 +104,10 @@ def _check_architecture(value: Any) -> None:
         check_part(head, 'head')
 
 
+# A network of mean velocities has its guidance learned.
+_FEW_STEPS_SAMPLING = dict(type='MeanFlowSampler', num_steps=2, timeshift=1.0)
+
+
 def variant_of(architecture: Mapping[str, Any]) -> str:
     """The published variant of this size, or ``'custom'``."""
     head = architecture['head']
@@ -114,7 +118,9 @@ def variant_of(architecture: Mapping[str, Any]) -> str:
 
 
 def default_sampling(architecture: Mapping[str, Any]) -> dict[str, Any]:
-    """The published sampler of the class or text networks, as a registry dict."""
+    """The published sampler of the class or text networks, or that of mean velocities, as a registry dict."""
+    if architecture.get('step_end'):
+        return dict(_FEW_STEPS_SAMPLING)
     if 'text_dim' in architecture:
         return dict(_TEXT_SAMPLING)
     # DeCo's class networks are published with a guidance scale of 3.2 at 256 pixels.

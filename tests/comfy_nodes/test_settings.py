@@ -38,3 +38,12 @@ def test_widgets_come_first():
 def test_the_log_line_names_them_all():
     assert str(Settings(25, 4.0, 2, 3.0, 0.1, 1.0)) == ('25 steps, cfg 4, order 2, shift 3, guidance where 0.1 < t < 1')
     assert str(Settings(25, 4.0, 2, 3.0, 0.1, 1.0, 2.0)).endswith('guidance where 0.1 < t < 1, noise within 2')
+
+
+def test_mean_velocities_know_no_guidance_and_no_order():
+    """Whatever the widgets say; only the steps are asked for."""
+    few = dict(architecture=dict(num_classes=8, head=HEAD, step_end=True))
+    assert resolve(few, MODELS_OWN) == Settings(2, 1.0, 1, 3.0, 0.0, 1.0, is_mean=True)
+    settings = resolve(few, Settings(4, 7.0, 3, 1.0, 0.2, 0.8))
+    assert settings == Settings(4, 1.0, 1, 1.0, 0.0, 1.0, is_mean=True)
+    assert str(settings) == '4 MeanFlow steps, shift 1; cfg is ignored, the guidance is learned'

@@ -177,7 +177,7 @@ def path_derivative(net: Any, batch: NoisyBatch, r: Tensor, velocities: Velociti
     base, fine = (velocity.to(batch.x_t) for velocity in velocities)
     # Torch's fast attention has no forward-mode rule.
     with sdpa_kernel(SDPBackend.MATH):
-        _, slope = jvp(mean_velocity, (batch.x_t, batch.pixels, batch.t), (base, fine, torch.ones_like(batch.t)))
+        slope = jvp(mean_velocity, (batch.x_t, batch.pixels, batch.t), (base, fine, torch.ones_like(batch.t)))[1]
     return slope.float() if slope.dtype != torch.float64 else slope
 
 

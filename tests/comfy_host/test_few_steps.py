@@ -1,0 +1,70 @@
+"""A network of mean velocities as a native MODEL: one to eight steps, whatever the cfg."""
+
+import logging
+
+import pytest
+
+from pixnerd_plugin.registry import MODELS
+
+from .host import build_net, import_host, randomize, require_host, save_net
+
+require_host()
+import_host()
+
+import comfy.sd  # noqa: E402
+
+from comfy_nodes.nodes import PixNerdDecode  # noqa: E402
+from pixnerd_plugin.sampling import MeanFlowSampler  # noqa: E402
+
+from .native import SEED, empty, error, noise, sample  # noqa: E402
+
+OWN = dict(type='MeanFlowSampler', num_steps=4, timeshift=1.0)
+
+
+@pytest.fixture(scope='module')
+def net(kind):
+    return randomize(MODELS.build({**build_net(kind).architecture(), 'step_end': True}), seed=2).eval()
+
+
+@pytest.fixture
+def model(net, tmp_path):
+    save_net(net, tmp_path / 'model.safetensors', sampling=OWN)
+    return comfy.sd.load_diffusion_model(str(tmp_path / 'model.safetensors'))
+
+
+def reference(net, conds, steps, **options):
+    return MeanFlowSampler(steps).sample(net, noise(), *conds[0], **options)
+
+
+@pytest.mark.parametrize('steps', [1, 2, 8])
+def test_the_sampler_takes_mean_flow_steps_and_says_so(model, net, conds, steps, caplog):
+    with caplog.at_level(logging.INFO):
+        result = sample(model, conds, steps=steps, cfg=5.0, order=2)['samples']
+    assert error(result, reference(net, conds, steps)) <= 1e-4
+    (line,) = [record.message for record in caplog.records if 'MeanFlow steps' in record.message]
+    assert line.endswith(f'{steps} MeanFlow steps, shift 1; cfg is ignored, the guidance is learned')
+
+
+def test_by_default_it_takes_the_steps_of_the_file(model, net, conds):
+    result = sample(model, conds, steps=0, cfg=0.0, order=0)['samples']
+    assert error(result, reference(net, conds, 4)) <= 1e-4
+
+
+@pytest.mark.parametrize('cfg', [1.0, 6.0])
+def test_stock_ksampler_with_euler_draws_the_same(model, net, conds, cfg, caplog):
+    from nodes import KSampler
+
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            result = KSampler().sample(model, SEED, 4, cfg, 'euler', 'simple', *conds[1], empty())[0]['samples']
+    assert error(result, reference(net, conds, 4)) <= 1e-4
+    assert sum('cfg and the negative prompt have no effect' in record.message for record in caplog.records) == 1
+
+
+def test_a_one_step_picture_decodes_at_any_size(model, net, conds):
+    latent = sample(model, conds, steps=1, record_field=True)
+    _, field = reference(net, conds, 1, record_field=True)
+    image = PixNerdDecode.execute(latent, 192, 128, 0, 0, 0, 0, 0.0, 0, 0).args[0]
+    expected = ((field.decode((128, 192)) + 1) / 2).clamp(0, 1).movedim(1, -1)
+    # Both keep patch vectors in bfloat16.
+    assert error(image, expected) < 2e-2
