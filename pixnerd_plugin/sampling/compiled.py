@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from pixnerd_plugin.models.layers.packing import unpack
+
 
 class CompiledNetwork:
     """A network whose ``forward``, ``encode`` and ``decode`` are compiled; on a GPU each runs as one CUDA graph.
@@ -19,6 +21,8 @@ class CompiledNetwork:
     """
 
     def __init__(self, net: nn.Module):
+        # A compiler lays weights out by itself.
+        unpack(net)
         self.net: Any = net
         self.on_gpu = next(net.parameters()).device.type == 'cuda'
 

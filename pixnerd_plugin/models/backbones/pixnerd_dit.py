@@ -21,6 +21,7 @@ from pixnerd_plugin.models.layers import operations as own_operations
 from pixnerd_plugin.models.layers.attention import AttentionFunction, Text, scaled_dot_product_attention
 from pixnerd_plugin.models.layers.block import TransformerBlock
 from pixnerd_plugin.models.layers.embeddings import TextEmbedding, TimeEmbedding
+from pixnerd_plugin.models.layers.packing import pack, unpack
 from pixnerd_plugin.registry import MODELS, build
 
 from .conditioning import Conditioning
@@ -285,11 +286,20 @@ class PixNerdDiT(nn.Module):
         s, _ = self.encode(x, t, cond, token_grid, r=r, conditioning=conditioning)
         return self.decode(s, x, self.grid_of(x, token_grid), field_chunk=field_chunk, blend=blend)
 
+    def pack(self) -> int:
+        """Pack the weights for drawing on a CPU, in place (see :mod:`~pixnerd_plugin.models.layers.packing`).
+
+        Training, moving, copying or saving the network undoes it. Returns the number of packed layers: none of a
+        compiled network, whose weights the compiler lays out.
+        """
+        return 0 if 'encode' in vars(self) else pack(self)
+
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile :meth:`encode` and :meth:`decode` in place, with the arguments of ``torch.compile``.
 
         All calls go through these two, including :meth:`forward`. Parameter names do not change.
         """
+        unpack(self)
         self.encode = torch.compile(self.encode, *args, **kwargs)  # type: ignore[method-assign]
         self.decode = torch.compile(self.decode, *args, **kwargs)  # type: ignore[method-assign]
 
