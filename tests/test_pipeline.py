@@ -235,6 +235,17 @@ def test_what_cannot_be_loaded_is_one_line(classes, arguments, match):
     one_line(lambda: load_pipeline(classes, **arguments), match)
 
 
+@pytest.mark.parametrize(('has_bfloat16', 'dtype'), [(True, torch.bfloat16), (False, torch.float32)])
+def test_auto_is_bfloat16_where_the_cpu_has_instructions_for_it(classes, monkeypatch, caplog, has_bfloat16, dtype):
+    monkeypatch.setattr(torch.cpu, '_is_avx512_bf16_supported', lambda: has_bfloat16)
+    with caplog.at_level('INFO'):
+        pipe = load_pipeline(classes, device='cpu', dtype='auto')
+    assert pipe.net.label_embed.weight.dtype == dtype
+    assert [record.getMessage() for record in caplog.records] == [
+        f'{classes} computes in {str(dtype).removeprefix("torch.")} on cpu'
+    ]
+
+
 def test_a_missing_file_is_named(texts, tmp_path):
     with pytest.raises(FileNotFoundError, match=r'no\.safetensors'):
         load_pipeline(tmp_path / 'no.safetensors')

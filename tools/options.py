@@ -56,6 +56,20 @@ def add_device(parser: argparse._ActionsContainer) -> None:
     parser.add_argument('--device', help="'cuda', 'cpu', ...; by default a GPU if there is one")
 
 
+def add_compute(parser: argparse._ActionsContainer) -> None:
+    """What a network that draws computes in, and how a CPU holds its weights."""
+    parser.add_argument(
+        '--dtype',
+        choices=['float32', 'bfloat16', 'float16', 'auto'],
+        help="of the network; by default the checkpoint's. auto: bfloat16 where the device has instructions for it",
+    )
+    parser.add_argument(
+        '--pack',
+        action=argparse.BooleanOptionalAction,
+        help='hold the weights as products on a CPU read them; by default where that is faster (AVX-512)',
+    )
+
+
 def add_config_options(parser: argparse.ArgumentParser) -> None:
     """What every command takes that reads a config and may run on several processes."""
     # Read by engine.config, as mmengine's own DictAction would have to be imported before --help is answered.

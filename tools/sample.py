@@ -77,9 +77,7 @@ def parse_args() -> argparse.Namespace:
     run.add_argument('--lora', metavar='FILE[:STRENGTH]', help='low-rank adapter to apply')
     run.add_argument('--batch-size', type=int, default=8, help='pictures sampled at once (8)')
     options.add_device(run)
-    run.add_argument(
-        '--dtype', choices=['float32', 'bfloat16', 'float16'], help="of the network; by default the checkpoint's"
-    )
+    options.add_compute(run)
     return parser.parse_args()
 
 
@@ -104,7 +102,10 @@ def main(args: argparse.Namespace) -> None:
         class_names=args.class_names,
         lora=lora,
         lora_strength=strength,
+        packs=args.pack,
     )
+    if args.dtype == 'auto':
+        print(f'computing in {str(next(pipe.net.parameters()).dtype).removeprefix("torch.")} on {pipe.device}')
     if pipe.is_text == bool(args.class_label):
         draws = 'prompts, not classes; use --prompt' if pipe.is_text else 'classes, not prompts; use --class-label'
         raise ValueError(f'{args.checkpoint} draws {draws}')

@@ -38,11 +38,13 @@ def parse_args() -> argparse.Namespace:
         '--center-crop', action='store_true', help="cut the reference folder's pictures to size as ADM does"
     )
     parser.add_argument('--overwrite', action='store_true', help='throw away samples of other settings in the folder')
+    options.add_compute(parser)
     options.add_config_options(parser)
     return parser.parse_args()
 
 
 def main(args: argparse.Namespace) -> None:
+    import torch
     from mmengine.device import get_device
     from mmengine.dist import barrier, get_dist_info
     from mmengine.registry import init_default_scope
@@ -54,6 +56,8 @@ def main(args: argparse.Namespace) -> None:
     from pixnerd_plugin.evaluation.generate import digest_weights, image_size_of, load_model
     from pixnerd_plugin.evaluation.quality import measure, open_reference, prepare
     from pixnerd_plugin.evaluation.store import SampleStore
+    from pixnerd_plugin.models.layers.packing import gains_by_packing
+    from pixnerd_plugin.pipeline import fastest_dtype, resolve_dtype
 
     num = args.num_samples if args.num_samples is not None else 50_000 if args.reference else 100
     for name, value in (('--num-samples', num), ('--batch-size', args.batch_size)):
@@ -69,6 +73,10 @@ def main(args: argparse.Namespace) -> None:
     set_up_processes(config, args.launcher)
     init_default_scope('pixnerd')
     model = load_model(config, args.checkpoint, get_device())
+    if args.dtype:
+        dtype = fastest_dtype(torch.device(get_device())) if args.dtype == 'auto' else resolve_dtype(args.dtype)
+        print(f'computing in {str(dtype).removeprefix("torch.")} on {get_device()}')
+        model.backbone.to(dtype)
     if args.reference:
         # What is wrong with it is found before hours of sampling.
         prepare(reference, extractor, args.batch_size, get_device())
@@ -86,6 +94,8 @@ def main(args: argparse.Namespace) -> None:
     if get_dist_info()[0] == 0:
         store.claim()
     barrier()
+    if args.pack or (args.pack is None and gains_by_packing(torch.device(get_device()))):
+        model.backbone.pack()
     sample(model, store, conditions, size, args.batch_size, args.seed)
     barrier()
     if get_dist_info()[0] == 0:

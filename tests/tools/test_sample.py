@@ -1,6 +1,7 @@
 """tools/sample.py as a user calls it."""
 
 import json
+import re
 import runpy
 import sys
 
@@ -231,3 +232,9 @@ def test_an_adapter_changes_the_picture_by_its_strength(sample, classes, tmp_pat
     assert (pictures['2'] != pictures['1']).any()
     code, _ = sample(classes, '--class-label', 1, '--lora', tmp_path / 'no.safetensors', '--out', tmp_path / 'x')
     assert 'no.safetensors' in code
+
+
+def test_auto_says_what_it_computes_in(sample, classes, tmp_path):
+    code, out = sample(classes, '--class-label', 1, '--dtype', 'auto', '--pack', '--steps', 1, '--out', tmp_path)
+    assert code is None
+    assert re.search(r'^computing in (bfloat16|float32) on cpu$', out, re.MULTILINE)

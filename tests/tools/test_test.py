@@ -135,3 +135,11 @@ def test_two_processes_draw_what_one_does(test, tmp_path, checkpoint):
     done = run_tool('tools/dist_test.sh', CONFIG, checkpoint, '2', *arguments, PORT=str(port))
     assert done.returncode == 0, done.stderr[-2000:]
     np.testing.assert_array_equal(samples(tmp_path / 'one'), samples(tmp_path / 'two'))
+
+
+def test_samples_of_another_dtype_are_others(test, tmp_path):
+    arguments = ('--num-samples', 4, '--work-dir', tmp_path, '--pack')
+    assert test(*arguments)[0] is None
+    code, out = test(*arguments, '--dtype', 'bfloat16')
+    assert 'computing in bfloat16 on cpu' in out
+    assert '--overwrite' in str(code)
