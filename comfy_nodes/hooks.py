@@ -33,7 +33,9 @@ class PatchHooks(Hooks):
         self.replaced = options.get('patches_replace', {}).get('dit', {})
 
     def positions(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        rope = self.options.get('rope_options') or {}
+        rope = self.options.get('rope_options')
+        if not rope:
+            return x, y
         return (
             x * rope.get('scale_x', 1.0) + rope.get('shift_x', 0.0),
             y * rope.get('scale_y', 1.0) + rope.get('shift_y', 0.0),
@@ -45,7 +47,7 @@ class PatchHooks(Hooks):
         index: int | None,
         h: Tensor,
         modulation: Tensor,
-        rotate: Callable[[Tensor], Tensor] | None = None,
+        rotate: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
         text: Tensor | None = None,
     ) -> Tensor:
         if index is None:

@@ -63,6 +63,14 @@ def parse_args() -> argparse.Namespace:
     roofline = commands.add_parser('roofline', help='what this CPU can do at most, and what the network does of it')
     common(roofline, batch=[1])
     roofline.add_argument('--out', type=Path, help='also draw the figure into this file')
+
+    operators = commands.add_parser('operators', help='kernels that one forward asks a GPU for, counted without one')
+    operators.add_argument('--model', choices=MODELS, default='xl16', help='network (xl16)')
+    operators.add_argument('--depth', type=int, help='transformer blocks')
+    operators.add_argument('--size', type=int, default=256, help='side in pixels (256)')
+    operators.add_argument('--batch', type=int, nargs=1, default=[1], help='batch size')
+    operators.add_argument('--dtype', choices=DTYPES, default='bfloat16')
+    operators.add_argument('--reference', metavar='PATH', help='checkout of the published code, to count too')
     return parser.parse_args()
 
 

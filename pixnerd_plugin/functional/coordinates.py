@@ -10,6 +10,9 @@ import math
 import torch
 from torch import Tensor
 
+from .positions import pixel_positions
+from .tables import kept
+
 COORDINATES = ('dct', 'cosine', 'sincos')
 
 # The published text variant scales positions to 0..16 before its cosines.
@@ -19,6 +22,15 @@ COSINE_SPAN = 16.0
 def num_features(kind: str, num_frequencies: int) -> int:
     """Number of features that ``coordinate_features`` returns."""
     return {'dct': num_frequencies**2, 'cosine': num_frequencies**2, 'sincos': 4 * num_frequencies}[kind]
+
+
+@kept
+def features_of_patch(
+    kind: str, num_frequencies: int, size: tuple[int, int], patch_size: int, alignment: str, device: torch.device
+) -> Tensor:
+    """:func:`coordinate_features` of ``h x w`` pixels spread over a patch (see :func:`~.positions.pixel_positions`)."""
+    y, x = (pixel_positions(side, patch_size, alignment, device) for side in size)
+    return coordinate_features(kind, num_frequencies, y, x)
 
 
 def coordinate_features(kind: str, num_frequencies: int, y: Tensor, x: Tensor) -> Tensor:

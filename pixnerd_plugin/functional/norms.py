@@ -21,8 +21,14 @@ def rms_norm(h: Tensor, weight: Tensor, eps: float | None) -> Tensor:
 
 
 def unit_columns(w: Tensor) -> Tensor:
-    """Scale the columns of ``w (N, in, out)`` to unit L2 norm (paper Eq. 10)."""
-    return w * _reciprocal_norm(w).to(w.dtype)
+    """Scale the columns of ``w (..., in, out)`` to unit L2 norm (paper Eq. 10)."""
+    if w.device.type != 'cpu':
+        # Summed in float32 whatever the dtype; 1e-12 is nothing in float16.
+        norm = torch.linalg.vector_norm(w, dim=-2, keepdim=True)
+        return w / norm.clamp_min(max(1e-12, torch.finfo(w.dtype).tiny))
+    # On a CPU, vector_norm over any but the last dimension is several times slower.
+    exact = torch.promote_types(w.dtype, torch.float32)
+    return w * w.square().sum(dim=-2, keepdim=True, dtype=exact).clamp_min(1e-24).rsqrt().to(w.dtype)
 
 
 def _is_transformed() -> bool:
@@ -34,14 +40,6 @@ def _reciprocal_rms(h: Tensor, eps: float) -> Tensor:
     # vector_norm is a single pass and allocates nothing as large as h.
     mean_square = torch.linalg.vector_norm(h, dim=-1, keepdim=True).square() / h.shape[-1]
     return torch.rsqrt(mean_square + eps)
-
-
-def _reciprocal_norm(w: Tensor) -> Tensor:
-    exact = torch.promote_types(w.dtype, torch.float32)
-    if w.device.type != 'cpu':
-        return torch.linalg.vector_norm(w, dim=1, keepdim=True, dtype=exact).clamp_min(1e-12).reciprocal()
-    # On a CPU, vector_norm over any but the last dimension is several times slower.
-    return w.square().sum(dim=1, keepdim=True, dtype=exact).clamp_min(1e-24).rsqrt()
 
 
 class _RMSNorm(torch.autograd.Function):

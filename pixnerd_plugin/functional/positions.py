@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .tables import kept
+
 PUBLISHED_SPAN = 16.0
 """Range of the token positions in the class-conditional release, for every grid size."""
 
@@ -22,6 +24,7 @@ def evenly_spaced(end: float, num: int, device: torch.device | None = None) -> T
     return torch.where(2 * index < num, index * step, end - (num - 1 - index) * step)
 
 
+@kept
 def token_positions(grid: tuple[int, int], rule: str, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
     """Return the positions ``x, y``, each ``(rows * columns,)``, of a row-major grid of tokens.
 

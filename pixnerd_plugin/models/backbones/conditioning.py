@@ -12,7 +12,7 @@ class Conditioning(NamedTuple):
 
     Args:
         e_t: embedded times ``(R, D)``.
-        modulations: ``(R, depth, 6, D)``, those of each block.
+        modulations: ``(R, depth, 6, D)``, those of each block, with 1 added to the scales.
         text: keys and values of the refined text in each block, ``(R, depth, 2, num_heads, N, head_dim)``; None for
             classes.
 

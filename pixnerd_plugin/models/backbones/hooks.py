@@ -11,7 +11,7 @@ class Hooks:
     """Hooks that do nothing. A host overrides those it needs, and passes a new object to each call."""
 
     def positions(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return token positions, each ``(rows * columns,)``, to replace those of the network's rule."""
+        """Return token positions, each ``(rows * columns,)``, to replace those of the network's rule, or these."""
         return x, y
 
     def run(self, block: Any, index: int | None, h: Tensor, modulation: Tensor, *args: Any) -> Tensor:

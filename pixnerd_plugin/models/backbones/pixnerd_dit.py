@@ -16,10 +16,10 @@ from pixnerd_plugin.formats.schema import integer, one_of
 from pixnerd_plugin.functional.blending import Lattice, blend_fields, cover
 from pixnerd_plugin.functional.patches import from_patches, to_patches
 from pixnerd_plugin.functional.positions import POSITION_RULES, token_positions
-from pixnerd_plugin.functional.rotary import rotary_table, rotate
+from pixnerd_plugin.functional.rotary import rotary_table, rotary_table_of_grid, rotate
 from pixnerd_plugin.models.layers import operations as own_operations
 from pixnerd_plugin.models.layers.attention import AttentionFunction, Text, scaled_dot_product_attention
-from pixnerd_plugin.models.layers.block import TransformerBlock
+from pixnerd_plugin.models.layers.block import TransformerBlock, join_modulations
 from pixnerd_plugin.models.layers.embeddings import TextEmbedding, TimeEmbedding
 from pixnerd_plugin.models.layers.packing import pack, unpack
 from pixnerd_plugin.registry import MODELS, build
@@ -214,7 +214,7 @@ class PixNerdDiT(nn.Module):
         if conditioning is None:
             e_t, modulations, texts = self._condition(t, cond, x.dtype, r, hooks)
         else:
-            e_t, modulations = conditioning.e_t, list(conditioning.modulations.unbind(1))
+            e_t, modulations = conditioning.e_t, conditioning.modulations
             texts = (
                 [None] * self.depth
                 if conditioning.text is None
@@ -339,17 +339,17 @@ class PixNerdDiT(nn.Module):
         self._check_condition(cond, len(t))
         e_t, modulations, texts = self._condition(t, cond, dtype, r)
         if self.text_dim is None:
-            return Conditioning(e_t, torch.stack(modulations, dim=1), None)
+            return Conditioning(e_t, modulations, None)
         keys_values = [
             torch.stack(block.attn.text_keys_values(text), dim=1)
             for block, text in zip(self.blocks, texts, strict=True)
         ]
-        return Conditioning(e_t, torch.stack(modulations, dim=1), torch.stack(keys_values, dim=1))
+        return Conditioning(e_t, modulations, torch.stack(keys_values, dim=1))
 
     def _condition(
         self, t: Tensor, cond: Tensor, dtype: torch.dtype, r: Tensor | None = None, hooks: Hooks | None = None
-    ) -> tuple[Tensor, list[Tensor], list[Any]]:
-        """Embedded time ``(B, D)``, and for each block its modulation ``(B, 6, D)`` and the refined text or None."""
+    ) -> tuple[Tensor, Tensor, list[Any]]:
+        """Embedded time ``(B, D)``, modulations ``(B, depth, 6, D)``, and for each block the refined text or None."""
         e_t = self.time_embed(t, dtype)
         if self.step_end:
             e_t = e_t + self.step_embed((t if r is None else r) - t, dtype)
@@ -361,9 +361,11 @@ class PixNerdDiT(nn.Module):
         else:
             c = F.silu(e_t)
             text = self.text_embed(cond.to(dtype))  # (B, N, D)
-            for block in self.text_blocks:
-                text = self._run(hooks, block, None, text, block.modulate(c))
-        return e_t, [block.modulate(c) for block in self.blocks], [text] * self.depth
+            if self.text_depth:
+                modulations = join_modulations(block.modulate(c) for block in self.text_blocks)
+                for block, modulation in zip(self.text_blocks, modulations.unbind(1), strict=True):
+                    text = self._run(hooks, block, None, text, modulation)
+        return e_t, join_modulations(block.modulate(c) for block in self.blocks), [text] * self.depth
 
     def _class_embedding(self, cond: Tensor) -> Tensor:
         """Class ids ``(B,)``, or shares ``(B, num_classes)``, to ``(B, D)``."""
@@ -376,25 +378,32 @@ class PixNerdDiT(nn.Module):
         self,
         x: Tensor,
         e_t: Tensor,
-        modulations: Sequence[Tensor],
+        modulations: Tensor,
         texts: Sequence[Text | None],
         grid: tuple[int, int],
         feature_layer: int | None,
         hooks: Hooks | None,
     ) -> tuple[Tensor, Tensor | None]:
         """The transformer: ``x (B, C, rows P, columns P)`` to ``s (B, L, D)``, and the features of one layer."""
-        positions = token_positions(grid, self.position_rule, x.device)
-        if hooks is not None:
-            positions = hooks.positions(*positions)
-        rotary = rotary_table(*positions, self.dim // self.num_heads)
+        rotary = self._rotary_table(grid, x.device, hooks)
         # A patch is flattened channel-major.
         h = self.patch_embed(to_patches(x, grid).movedim(-1, 2).flatten(2))  # (B, L, D)
         features = None
-        for index, (block, modulation, text) in enumerate(zip(self.blocks, modulations, texts, strict=True), start=1):
+        layers = zip(self.blocks, modulations.unbind(1), texts, strict=True)
+        for index, (block, modulation, text) in enumerate(layers, start=1):
             h = self._run(hooks, block, index - 1, h, modulation, partial(rotate, table=rotary), text)
             if index == feature_layer:
                 features = h
         return F.silu(e_t.unsqueeze(1) + h), features
+
+    def _rotary_table(self, grid: tuple[int, int], device: torch.device, hooks: Hooks | None) -> Tensor:
+        head_dim = self.dim // self.num_heads
+        if hooks is not None:
+            own = token_positions(grid, self.position_rule, device)
+            moved = hooks.positions(*own)
+            if moved[0] is not own[0] or moved[1] is not own[1]:
+                return rotary_table(*moved, head_dim)
+        return rotary_table_of_grid(grid, self.position_rule, head_dim, device)
 
     def _run(self, hooks: Hooks | None, block: Any, index: int | None, h: Tensor, *args: Any) -> Tensor:
         if hooks is not None:

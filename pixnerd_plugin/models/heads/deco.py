@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from pixnerd_plugin.formats.parts import describe_part
 from pixnerd_plugin.formats.schema import integer, one_of
-from pixnerd_plugin.functional.coordinates import COORDINATES, coordinate_features, num_features
-from pixnerd_plugin.functional.positions import pixel_positions
+from pixnerd_plugin.functional.coordinates import COORDINATES, features_of_patch, num_features
 from pixnerd_plugin.models.layers import operations as own_operations
 from pixnerd_plugin.registry import MODELS
 
@@ -133,8 +132,10 @@ class DeCoHead(nn.Module):
             ValueError: if the patches are not ``P x P`` or ``positions`` are given.
         """
         require_base_pixels(self, pixels, positions)
-        y = x = pixel_positions(self.patch_size, self.patch_size, 'corners', pixels.device)
-        table = self.coord_embed(coordinate_features(self.coordinates, self.num_frequencies, y, x).to(pixels.dtype))
+        size = (self.patch_size, self.patch_size)
+        kind = (self.coordinates, self.num_frequencies)
+        features = features_of_patch(*kind, size, self.patch_size, 'corners', pixels.device)
+        table = self.coord_embed(features.to(pixels.dtype))
         flat, vectors = pixels.flatten(0, 1), s.flatten(0, 1)
         if chunk is None and torch.is_grad_enabled():
             velocity = self._evaluate(vectors, flat, table)

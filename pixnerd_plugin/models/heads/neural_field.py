@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from pixnerd_plugin.formats.parts import describe_part
 from pixnerd_plugin.formats.schema import integer, one_of
-from pixnerd_plugin.functional.coordinates import COORDINATES, coordinate_features, num_features
+from pixnerd_plugin.functional.coordinates import COORDINATES, coordinate_features, features_of_patch, num_features
 from pixnerd_plugin.functional.norms import unit_columns
-from pixnerd_plugin.functional.positions import ALIGNMENTS, pixel_positions
+from pixnerd_plugin.functional.positions import ALIGNMENTS
 from pixnerd_plugin.models.layers import operations as own_operations
 from pixnerd_plugin.registry import MODELS
 
@@ -116,13 +116,6 @@ class NeuralFieldHead(nn.Module):
         """The arguments that rebuild this head inside a backbone, as a registry dict."""
         return describe_part(self)
 
-    def positions(self, size: tuple[int, int], device: torch.device | None = None) -> tuple[Tensor, Tensor]:
-        """Row and column positions of the pixels of a patch sampled at ``size = (h, w)``."""
-        return (
-            pixel_positions(size[0], self.patch_size, self.alignment, device),
-            pixel_positions(size[1], self.patch_size, self.alignment, device),
-        )
-
     def forward(
         self,
         s: Tensor,
@@ -141,21 +134,33 @@ class NeuralFieldHead(nn.Module):
                 with gradients, and without them as many as suit the device.
         """
         height, width = pixels.shape[2:4]
-        y, x = positions if positions is not None else self.positions((height, width), pixels.device)
+        features = self._features((height, width), positions, pixels.device)
         # The coordinates' part of the input layer, (h, w, D_x), is the same for all patches.
-        coordinates = coordinate_features(self.coordinates, self.num_frequencies, y, x)
-        table = self.coord_embed(coordinates.to(pixels.dtype))
+        table = self.coord_embed(features.to(pixels.dtype))
         flat, vectors = pixels.flatten(0, 1), s.flatten(0, 1)
         is_compiled = torch.compiler.is_compiling() and len(flat) * height * width <= COMPILED_WHOLE
         if chunk is None and (torch.is_grad_enabled() or is_compiled):
             return self._evaluate(self._weights(self.generator(vectors)), flat, table).unflatten(0, s.shape[:2])
+        return self._in_chunks(vectors, flat, table, chunk).unflatten(0, s.shape[:2])
 
-        in_cache = pixels.device.type == 'cpu' and not torch.compiler.is_compiling()
+    def _features(self, size: tuple[int, int], positions: tuple[Tensor, Tensor] | None, device: torch.device) -> Tensor:
+        """Coordinate features ``(h, w, F)`` of the pixels at ``positions``, by default spread over the patch."""
+        kind = (self.coordinates, self.num_frequencies)
+        if positions is not None:
+            return coordinate_features(*kind, *positions)
+        return features_of_patch(*kind, size, self.patch_size, self.alignment, device)
+
+    def _in_chunks(self, vectors: Tensor, flat: Tensor, table: Tensor, chunk: int | None) -> Tensor:
+        """Velocity of ``flat (N, h, w, C)``, as many pixels at once as ``chunk`` says or suit the device."""
+        height, width = flat.shape[1:3]
+        in_cache = flat.device.type == 'cpu' and not torch.compiler.is_compiling()
         limit = chunk or (CHUNK_IN_CACHE if in_cache else CHUNK)
         generated_at_once = max(1, GENERATED_BYTES // (self.generator.out_features * vectors.element_size()))
         patches_at_once = max(1, limit // (height * width))
         # Rather a quarter more than a few rows left over, as of a patch of 64x64 and the pixels it shares around it.
         rows_at_once = min(height, max(1, (limit + limit // 4) // (patches_at_once * width)))
+        if len(flat) <= min(generated_at_once, patches_at_once) and rows_at_once == height:
+            return self._evaluate(self._weights(self.generator(vectors)), flat, table)
         velocity = torch.empty_like(flat)
         first = 0
         for group in vectors.split(generated_at_once):
@@ -165,19 +170,17 @@ class NeuralFieldHead(nn.Module):
                     part = (slice(first, first + len(generated)), slice(r, r + rows_at_once))
                     velocity[part] = self._evaluate(weights, flat[part], table[part[1]])
                 first += len(generated)
-        return velocity.unflatten(0, s.shape[:2])
+        return velocity
 
     def _weights(self, generated: Tensor) -> list[tuple[Tensor, Tensor]]:
         """The weights ``W1 (N, D_x, r D_x)`` and ``W2 (N, r D_x, D_x)`` of each block, from the generator's output."""
-        matrices = generated.unflatten(-1, (2 * self.depth, -1)).unbind(1)
-        weights = []
-        for w1, w2 in zip(matrices[::2], matrices[1::2], strict=True):
-            w1 = unit_columns(rearrange(w1, 'n (i o) -> n i o', i=self.width))
-            w2 = rearrange(w2, 'n (i o) -> n i o', o=self.width)
-            if self.normalize != 'fc1':
-                w2 = unit_columns(w2)
-            weights.append((w1, w2))
-        return weights
+        # Each kind at once for all blocks.
+        w1, w2 = generated.unflatten(-1, (self.depth, 2, -1)).unbind(2)
+        w1 = unit_columns(rearrange(w1, 'n depth (i o) -> n depth i o', i=self.width))
+        w2 = rearrange(w2, 'n depth (i o) -> n depth i o', o=self.width)
+        if self.normalize != 'fc1':
+            w2 = unit_columns(w2)
+        return list(zip(w1.unbind(1), w2.unbind(1), strict=True))
 
     def _evaluate(self, weights: list[tuple[Tensor, Tensor]], pixels: Tensor, table: Tensor) -> Tensor:
         """Velocity of ``pixels (N, h, w, C)``, each patch with its own weights (paper Eqs. 10 and 11)."""

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 AttentionFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``(q, k, v) -> out``, all ``(B, num_heads, tokens, head_dim)``, with softmax scale ``head_dim ** -0.5``."""
 
+Rotate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""``(q, k) -> (q, k)``, turned by the positions of the tokens."""
+
 Text = Tensor | tuple[Tensor, Tensor]
 """Text tokens ``(B, N, D)``, or their keys and values, each ``(B, num_heads, N, head_dim)``."""
 
@@ -50,7 +53,7 @@ class Attention(nn.Module):
     def forward(
         self,
         h: Tensor,
-        rotate: Callable[[Tensor], Tensor] | None = None,
+        rotate: Rotate | None = None,
         text: Text | None = None,
         attention: AttentionFunction | None = None,
     ) -> Tensor:
@@ -61,7 +64,7 @@ class Attention(nn.Module):
         q, k, v = rearrange(self.qkv(h), 'b l (three head d) -> three b head l d', three=3, head=self.num_heads)
         q, k = self.q_norm(q), self.k_norm(k)
         if rotate is not None:
-            q, k = rotate(q), rotate(k)
+            q, k = rotate(q, k)
         if text is not None:
             text_k, text_v = text if isinstance(text, tuple) else self.text_keys_values(text)
             k, v = torch.cat((k, text_k), dim=2), torch.cat((v, text_v), dim=2)

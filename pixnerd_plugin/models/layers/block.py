@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import Attention, AttentionFunction, Text
+from .attention import Attention, AttentionFunction, Rotate, Text
 
 
 class Modulation(NamedTuple):
-    """``h + gate * f(norm(h) * (1 + scale) + shift)``; each part is ``(B, 1, D)``."""
+    """``h + gate * f(norm(h) * scale + shift)``; each part is ``(B, 1, D)``.
+
+    ``scale`` is 1 plus the paper's.
+    """
 
     shift: Tensor
     scale: Tensor
@@ -21,8 +24,18 @@ class Modulation(NamedTuple):
 
     def apply(self, h: Tensor, norm: nn.Module, branch: Callable[[Tensor], Tensor]) -> Tensor:
         """Add the modulated ``branch`` of ``h (B, L, D)`` to it."""
-        modulated = torch.addcmul(self.shift, norm(h), 1 + self.scale)
+        modulated = torch.addcmul(self.shift, norm(h), self.scale)
         return torch.addcmul(h, self.gate, branch(modulated))
+
+
+def join_modulations(parts: Iterable[Tensor]) -> Tensor:
+    """Join what :meth:`TransformerBlock.modulate` gives for each block: ``(B, 6, D)`` to ``(B, depth, 6, D)``.
+
+    1 is added to the scales here, for all blocks at once.
+    """
+    joined = torch.stack(list(parts), dim=1)
+    joined[:, :, 1::3].add_(1)
+    return joined
 
 
 class SwiGLU(nn.Module):
@@ -41,7 +54,8 @@ class SwiGLU(nn.Module):
 class TransformerBlock(nn.Module):
     """RMSNorm, attention, RMSNorm, SwiGLU. One linear layer on the condition, without activation, gives the modulation.
 
-    The caller passes ``modulate(c)`` to ``forward``: it depends on time and condition, not on tokens.
+    The caller passes its part of :func:`join_modulations` to ``forward``: it depends on time and condition, not on
+    tokens.
     """
 
     def __init__(
@@ -62,14 +76,14 @@ class TransformerBlock(nn.Module):
         self.mlp = SwiGLU(dim, mlp_hidden, operations, **factory)
 
     def modulate(self, c: Tensor) -> Tensor:
-        """Map the condition ``c (B, D)`` to the modulations ``(B, 6, D)`` of attention and MLP."""
+        """Map the condition ``c (B, D)`` to shift, scale and gate of attention, then of the MLP, ``(B, 6, D)``."""
         return self.modulation(c).unflatten(-1, (6, -1))
 
     def forward(
         self,
         h: Tensor,
         modulation: Tensor,
-        rotate: Callable[[Tensor], Tensor] | None = None,
+        rotate: Rotate | None = None,
         text: Text | None = None,
         attention: AttentionFunction | None = None,
     ) -> Tensor:
