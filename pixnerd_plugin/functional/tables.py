@@ -8,9 +8,8 @@ from functools import wraps
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
-T = TypeVar('T', Tensor, tuple[Tensor, ...])
+T = TypeVar('T')
 
 KEPT = 16
 LARGEST_KEPT = 2**22
@@ -18,7 +17,7 @@ LARGEST_KEPT = 2**22
 
 
 def kept(make: Callable[..., T]) -> Callable[..., T]:
-    """Keep the last tables that a function made of hashable arguments, a device among them.
+    """Keep the last tables, a tensor or a tuple, that a function made of hashable arguments, a device among them.
 
     Not while a compiler traces it, a CUDA graph is captured, or fake tensors take the place of real ones.
     """
@@ -34,7 +33,7 @@ def kept(make: Callable[..., T]) -> Callable[..., T]:
         # Sampling may run in inference mode, whose tensors could not be trained with.
         with torch.inference_mode(False), torch.no_grad():
             table = make(*arguments)
-        parts = table if isinstance(table, tuple) else (table,)
+        parts: Any = table if isinstance(table, tuple) else (table,)
         if sum(part.nbytes for part in parts) <= LARGEST_KEPT and not _is_capturing():
             tables[arguments] = table
             while len(tables) > KEPT:
