@@ -71,8 +71,10 @@ class RecordedField(NamedTuple):
 
     def trajectory(self, device: torch.device, dtype: torch.dtype) -> FieldTrajectory:
         """The run as the library's trajectory; its head computes in ``dtype`` on ``device``."""
-        head = self.model.model.diffusion_model.head
-        return FieldTrajectory(head, self.sampler, self.noise.to(device), self.token_grid, self.tokens, dtype)
+        net = self.model.model.diffusion_model
+        return FieldTrajectory(
+            net.head, self.sampler, self.noise.to(device), self.token_grid, self.tokens, dtype, net.prediction
+        )
 
 
 class Recorder:

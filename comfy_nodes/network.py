@@ -96,7 +96,7 @@ class ComfyPixNerdDiT(PixNerdDiT):
         r = step_end(timestep, options.get('sample_sigmas')) if self.step_end else None
         s, _ = self.encode(pixels, t, cond, grid, r=r, hooks=PatchHooks(options, self.depth))
         velocity = self.decode(
-            s, pixels, grid, field_chunk=settings.get('field_chunk'), blend=settings.get('blend', 0.0)
+            s, pixels, grid, field_chunk=settings.get('field_chunk'), blend=settings.get('blend', 0.0), t=t
         )
         velocity = velocity[:, :, :height, :width]
         check_finite(velocity, t[0])

@@ -14,7 +14,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 MAX_DEPTH = 512
 
 # Arguments that leave no trace in the tensors.
-_TRACELESS = {'position_rule'}
+_TRACELESS = {'position_rule', 'prediction'}
 _TRACELESS_HEAD = {'coordinates', 'num_frequencies', 'normalize', 'alignment'}
 
 
@@ -62,8 +62,8 @@ def infer_architecture(shapes: Shapes) -> dict[str, Any]:
     """Return the registry dict of a :class:`PixNerdDiT` whose state dict has these shapes (our key layout).
 
     What leaves no trace in the tensors (coordinates, alignment, position rule, normalisation of the second field
-    weight) is set to the published variant: DCT coordinates and both weights normalised for classes, cosines and the
-    first only for text.
+    weight, the prediction) is set to the published variant: the velocity; DCT coordinates and both weights normalised
+    for classes, cosines and the first only for text.
 
     Raises:
         ValueError: if the tensors are not those of a PixNerd network.
@@ -94,6 +94,7 @@ def _infer(shapes: Shapes) -> dict[str, Any]:
         in_channels=in_channels,
         # By first dimensions where there is a choice: four-bit formats pack two numbers along the second.
         mlp_hidden=shapes['blocks.0.mlp.gate_up.weight'][0] // 2,
+        prediction='velocity',
     )
     if 'step_embed.fc1.weight' in shapes:
         architecture['step_end'] = True

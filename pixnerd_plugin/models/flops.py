@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
+from pixnerd_plugin.functional.prediction import time_of
+
 # Dense bf16 with float32 accumulation, in TFLOP/s, from the makers' data sheets. The first matching name counts.
 PEAK_TFLOPS = {
     'H200': 989,
@@ -74,7 +76,7 @@ def _velocity(net: Any, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
     """The velocity of ``x`` without the network's ``compile()``, which would compile just to count one picture."""
     kind = type(net)
     s, _ = kind.encode(net, x, t, cond)
-    return kind.decode(net, s, x, net.grid_of(x))
+    return kind.decode(net, s, x, net.grid_of(x), **time_of(net, t))
 
 
 class _Call(nn.Module):

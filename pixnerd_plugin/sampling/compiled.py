@@ -35,6 +35,10 @@ class CompiledNetwork:
     def decode(self, *args: Any, **kwargs: Any) -> Any:
         return self._run('decode', *args, **kwargs)
 
+    @property
+    def prediction(self) -> str:
+        return getattr(self.net, 'prediction', 'velocity')
+
     def grid_of(self, *args: Any) -> tuple[int, int]:
         return self.net.grid_of(*args)
 

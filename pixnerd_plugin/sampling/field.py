@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pixnerd_plugin.functional.blending import BLEND, Cover, Lattice, blend_fields, cover
 from pixnerd_plugin.functional.noise import continuous_noise, grain_noise
+from pixnerd_plugin.functional.prediction import to_velocity
 
 from .guidance import guide
 
@@ -46,6 +47,7 @@ class FieldTrajectory:
         tokens: patch vectors of each evaluation, in order: ``(branches, B, L, D)``, unconditional branch first where
             guidance was on.
         dtype: dtype the head computes in; default: that of its weights.
+        prediction: what the head gives, as the network's.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class FieldTrajectory:
         token_grid: tuple[int, int],
         tokens: list[Tensor],
         dtype: torch.dtype | None = None,
+        prediction: str = 'velocity',
     ):
         require_field(head)
         self.head = head
@@ -64,6 +67,7 @@ class FieldTrajectory:
         self.token_grid = (int(token_grid[0]), int(token_grid[1]))
         self.tokens = tokens
         self.dtype = dtype or next(head.parameters()).dtype
+        self.prediction = prediction
 
     @property
     def size(self) -> tuple[int, int]:
@@ -143,7 +147,7 @@ class FieldTrajectory:
             return self
         part = slice(index, index + 1)
         tokens = [s[:, part] for s in self.tokens]
-        return FieldTrajectory(self.head, self.sampler, self.noise[part], self.token_grid, tokens, self.dtype)
+        return self._with(noise=self.noise[part], tokens=tokens)
 
     def to(self, device: torch.device | str) -> FieldTrajectory:
         """The trajectory with its head and noise on ``device``; the patch vectors follow as they are used."""
@@ -151,7 +155,13 @@ class FieldTrajectory:
         if next(head.parameters()).device != torch.device(device):
             # A copy: the network that was sampled still holds the head.
             head = copy.deepcopy(head).to(device)
-        return FieldTrajectory(head, self.sampler, self.noise.to(device), self.token_grid, self.tokens, self.dtype)
+        return self._with(head=head, noise=self.noise.to(device))
+
+    def _with(self, **changes: Any) -> FieldTrajectory:
+        """A copy with other attributes."""
+        field = copy.copy(self)
+        field.__dict__.update(changes)
+        return field
 
     def tiles(
         self, size: tuple[int, int], tile: int, region: Region | None = None, **kwargs: Any
@@ -181,18 +191,15 @@ class FieldTrajectory:
 
     def _render(self, x: Tensor, rows: Cover, columns: Cover) -> Tensor:
         """Run the solver on ``x (B, C, h, w)``, the pixels that ``rows`` and ``columns`` cover."""
-        evaluations = iter(self.tokens)
 
         def field(s: Tensor, pixels: Tensor, positions: tuple[Tensor, Tensor]) -> Tensor:
             # The patch vectors may be on the CPU while the head is on a GPU.
             return self.head(s.to(x.device, self.dtype), pixels.to(self.dtype), positions).to(x.dtype)
 
-        def velocity(x: Tensor, t: float) -> Tensor:
-            branches = next(evaluations)  # (branches, B, L, D)
-            v = [blend_fields(field, s, x, rows, columns, self.token_grid[1]) for s in branches]
-            return v[0] if len(v) == 1 else guide(v[0], v[1], self.sampler.guidance_scale)
+        def evaluate(s: Tensor, x: Tensor) -> Tensor:
+            return blend_fields(field, s, x, rows, columns, self.token_grid[1])
 
-        return self.sampler.integrate(velocity, x)
+        return self.sampler.integrate(_Replay(self, evaluate), x)
 
     def save(self, path: str | Path) -> None:
         """Write the trajectory, head included, to a safetensors file; whole or not at all."""
@@ -211,3 +218,18 @@ class FieldTrajectory:
         from .field_file import read_field
 
         return cls(**read_field(path))
+
+
+class _Replay:
+    """The velocities of a run again, for other pixels: each call takes the patch vectors of the next evaluation."""
+
+    def __init__(self, field: FieldTrajectory, evaluate: Callable[[Tensor, Tensor], Tensor]):
+        self.evaluations = iter(field.tokens)
+        self.evaluate = evaluate
+        self.prediction = field.prediction
+        self.guidance_scale = field.sampler.guidance_scale
+
+    def __call__(self, x: Tensor, t: float) -> Tensor:
+        branches = next(self.evaluations)  # (branches, B, L, D)
+        v = [to_velocity(self.evaluate(s, x), x, t, self.prediction) for s in branches]
+        return v[0] if len(v) == 1 else guide(v[0], v[1], self.guidance_scale)

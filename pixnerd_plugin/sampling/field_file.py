@@ -1,7 +1,8 @@
 """Field trajectories as safetensors files. Whoever wrote one, nothing in it is trusted.
 
 Tensors: ``noise`` (B, C, H, W), ``tokens.00000``... (branches, B, L, D), ``head.*``. The metadata's entry is a JSON
-object: ``head`` and ``sampler`` (a part's ``type`` and arguments), ``token_grid``, ``dim``, ``patch_size``.
+object: ``head`` and ``sampler`` (a part's ``type`` and arguments), ``token_grid``, ``dim``, ``patch_size``, and
+``prediction`` (absent: ``'velocity'``).
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from pixnerd_plugin.formats.lazy import LazyTensor, Tensors, require_finite
 from pixnerd_plugin.formats.parts import build_part
 from pixnerd_plugin.formats.plain_file import require_file
 from pixnerd_plugin.formats.safetensors_file import open_safetensors, write_safetensors
-from pixnerd_plugin.formats.schema import Rule, integer, naming, sequence
+from pixnerd_plugin.formats.schema import Rule, integer, naming, one_of, sequence
 from pixnerd_plugin.formats.text_file import parse_table
+from pixnerd_plugin.functional.prediction import PREDICTIONS
 
 METADATA_KEY = 'pixnerd_field'
 
@@ -40,6 +42,7 @@ _RULES = dict(
     dim=integer(1, 2**16),
     patch_size=integer(1, 2**10),
 )
+_OPTIONAL = dict(prediction=one_of(*PREDICTIONS))
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -79,6 +82,7 @@ def write_field(path: str | Path, field: Any) -> None:
         token_grid=field.token_grid,
         dim=shapes[0][1][-1],
         patch_size=field.head.patch_size,
+        prediction=field.prediction,
     )
     write_safetensors(Path(path), tensors, {METADATA_KEY: json.dumps(description)})
 
@@ -96,8 +100,9 @@ def read_field(path: str | Path) -> dict[str, Any]:
     if METADATA_KEY not in metadata:
         raise ValueError(f'{path}: not a field trajectory; one is written by sampling with record_field=True')
     with naming(f'{path}: a damaged field trajectory, to be sampled and saved again'):
-        description = parse_table('its description', metadata[METADATA_KEY], _RULES, _RULES)
-        head, sampler = _check(description, tensors)
+        description = parse_table('its description', metadata[METADATA_KEY], {**_RULES, **_OPTIONAL}, _RULES)
+        prediction = description.get('prediction', 'velocity')
+        head, sampler = _check(description, prediction, tensors)
     noise = require_finite(f'{path}: its noise', tensors['noise'].read())
     stored_head = {name: tensors[f'head.{name}'] for name in head.state_dict()}
     weights = {name: require_finite(f'{path}: head.{name}', tensor.read()) for name, tensor in stored_head.items()}
@@ -107,10 +112,10 @@ def read_field(path: str | Path) -> dict[str, Any]:
     if sum(s.nbytes for s in stored) <= HELD_BYTES:
         tokens = list(tokens)
     grid = tuple(description['token_grid'])
-    return dict(head=head, sampler=sampler, noise=noise, token_grid=grid, tokens=tokens)
+    return dict(head=head, sampler=sampler, noise=noise, token_grid=grid, tokens=tokens, prediction=prediction)
 
 
-def _check(description: dict[str, Any], tensors: Tensors) -> tuple[nn.Module, Any]:
+def _check(description: dict[str, Any], prediction: str, tensors: Tensors) -> tuple[nn.Module, Any]:
     """The head, without its weights, and the sampler, once every tensor is known to fit them; none is read."""
     if 'noise' not in tensors:
         raise ValueError('it has no noise')
@@ -121,7 +126,7 @@ def _check(description: dict[str, Any], tensors: Tensors) -> tuple[nn.Module, An
         raise ValueError('its sampler draws noise at every step, and no field can be recorded with it')
     rows, columns = description['token_grid']
     tokens = {name: tensor for name, tensor in tensors.items() if name.startswith('tokens.')}
-    _check_tokens(tokens, sampler, (batch, rows * columns, description['dim']))
+    _check_tokens(tokens, sampler, prediction, (batch, rows * columns, description['dim']))
     shape = dict(dim=description['dim'], patch_size=description['patch_size'], in_channels=channels)
     head = _build_head(description['head'], shape)
     _check_features(head, (noise.shape[2] // rows) * (noise.shape[3] // columns))
@@ -140,17 +145,23 @@ def _check_noise(noise: LazyTensor, grid: list[int]) -> tuple[int, int]:
     return shape[0], shape[1]
 
 
-def _check_tokens(tokens: Tensors, sampler: Any, shape: tuple[int, int, int]) -> None:
-    evaluations = 0
+class _Counter:
+    """A velocity that counts how often it is asked for."""
 
-    def velocity(x: Tensor, t: float) -> Tensor:
-        nonlocal evaluations
-        evaluations += 1
+    def __init__(self, prediction: str):
+        self.prediction = prediction
+        self.count = 0
+
+    def __call__(self, x: Tensor, t: float) -> Tensor:
+        self.count += 1
         return x
 
-    sampler.integrate(velocity, torch.zeros(1))
-    if sorted(tokens) != [_name(i) for i in range(evaluations)]:
-        raise ValueError(f'it has the patch vectors of {len(tokens)} evaluations, and its sampler makes {evaluations}')
+
+def _check_tokens(tokens: Tensors, sampler: Any, prediction: str, shape: tuple[int, int, int]) -> None:
+    asked = _Counter(prediction)
+    sampler.integrate(asked, torch.zeros(1))
+    if sorted(tokens) != [_name(i) for i in range(asked.count)]:
+        raise ValueError(f'it has the patch vectors of {len(tokens)} evaluations, and its sampler makes {asked.count}')
     for s in tokens.values():
         if len(s.shape) != 4 or s.shape[0] not in (1, 2) or s.shape[1:] != shape or s.dtype not in _FLOATS:
             wanted = ', '.join(map(str, shape))

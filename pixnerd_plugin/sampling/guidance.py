@@ -33,6 +33,7 @@ class ClassifierFreeGuidance:
         self.net = net
         self.scale = scale
         self.interval = interval
+        self.prediction = net.prediction
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
         """Velocity of ``x (B, C, H, W)`` at time ``t``, in ``x``'s dtype."""

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pixnerd_plugin.functional.prediction import time_of
+
 from .compiled import CompiledNetwork
 from .precomputed import PrecomputedConditioning
 from .recorder import Recorder
@@ -43,6 +45,7 @@ class ConditionedNetwork:
         ends: Mapping[float, float] | None = None,
     ):
         self.net: Any = CompiledNetwork(net) if compile else net
+        self.prediction: str = getattr(net, 'prediction', 'velocity')
         self.dtype = next((p.dtype for p in net.parameters() if p.is_floating_point()), None)
         self.cond = cond
         self.null_and_cond = None if null_cond is None else torch.cat((null_cond.to(cond).expand_as(cond), cond))
@@ -86,6 +89,6 @@ class ConditionedNetwork:
         else:
             s, _ = self.net.encode(pixels, times, cond, self.token_grid, **known)
             grid = self.net.grid_of(pixels, self.token_grid)
-            velocity = self.net.decode(s, pixels, grid, **self.decoding)
+            velocity = self.net.decode(s, pixels, grid, **self.decoding, **time_of(self.net, times))
             self.recorder.record(s, branches=2 if guided else 1)
         return velocity.to(x.dtype)

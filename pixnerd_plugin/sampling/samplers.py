@@ -23,7 +23,7 @@ from .network import ConditionedNetwork
 from .recorder import Recorder
 
 Velocity = Callable[[Tensor, float], Tensor]
-"""``(x, t) -> v``, shaped like ``x``."""
+"""``(x, t) -> v``, shaped like ``x``; it may have an attribute ``prediction``, that of its network."""
 
 Draw = Callable[[Tensor], Tensor]
 """``x -> noise``, standard normal, shaped like ``x``."""
@@ -234,7 +234,8 @@ class FlowSampler:
             result.append(torch.stack(trajectory))
         if recorder is not None:
             grid = net.grid_of(noise, token_grid)
-            result.append(FieldTrajectory(net.head, self, noise, grid, recorder.tokens))
+            prediction = getattr(net, 'prediction', 'velocity')
+            result.append(FieldTrajectory(net.head, self, noise, grid, recorder.tokens, prediction=prediction))
         return result[0] if len(result) == 1 else tuple(result)
 
 
@@ -263,10 +264,17 @@ class EulerFlowSampler(FlowSampler):
 
 @MODELS.register_module()
 class HeunFlowSampler(FlowSampler):
-    """Heun's method, second order: the mean of the velocities at both ends of an Euler step, two evaluations a step."""
+    """Heun's method, second order: the mean of the velocities at both ends of an Euler step, two evaluations a step.
+
+    The last step of a network that predicts the image is Euler's, which ends at that image, as in JiT: the velocity at
+    t = 1 would be from there to itself.
+    """
 
     def step(self, index: int, x: Tensor, history: Sequence[Tensor], velocity: Velocity, draw: Draw) -> Tensor:
-        end = velocity(super().step(index, x, history, velocity, draw), self.times[index + 1])
+        euler = super().step(index, x, history, velocity, draw)
+        if index == self.num_steps - 1 and getattr(velocity, 'prediction', 'velocity') == 'image':
+            return euler
+        end = velocity(euler, self.times[index + 1])
         return x + self.length(index) / 2 * (history[-1] + end)
 
 

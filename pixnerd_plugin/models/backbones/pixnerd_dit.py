@@ -16,6 +16,7 @@ from pixnerd_plugin.formats.schema import integer, one_of
 from pixnerd_plugin.functional.blending import Lattice, blend_fields, cover
 from pixnerd_plugin.functional.patches import from_patches, to_patches
 from pixnerd_plugin.functional.positions import POSITION_RULES, token_positions
+from pixnerd_plugin.functional.prediction import PREDICTIONS, to_velocity
 from pixnerd_plugin.functional.rotary import rotary_table, rotary_table_of_grid, rotate
 from pixnerd_plugin.models.layers import operations as own_operations
 from pixnerd_plugin.models.layers.attention import AttentionFunction, Text, scaled_dot_product_attention
@@ -49,6 +50,8 @@ class PixNerdDiT(nn.Module):
             by default that of the published weights: ``'fixed_span'`` for classes, ``'swapped_grid'`` for text.
         step_end: also take the time ``r`` at which a step from ``t`` ends; the network then gives the mean velocity
             over the step, and that at ``t`` for ``r = t``. Its embedding begins at zero.
+        prediction: what the head gives, ``'velocity'`` or ``'image'``; an image is turned into the velocity (see
+            :mod:`~pixnerd_plugin.functional.prediction`), so that losses and samplers see velocities always.
         head: the head, built or as a dict; ``dim``, ``patch_size`` and ``in_channels`` are filled in.
         operations: namespace of the layers with weights: ``Linear``, ``RMSNorm``, ``Embedding``; by default torch's,
             with a faster ``RMSNorm``.
@@ -69,6 +72,7 @@ class PixNerdDiT(nn.Module):
         in_channels=integer(1, 2**10),
         mlp_hidden=integer(1, 2**20),
         position_rule=one_of(*POSITION_RULES),
+        prediction=one_of(*PREDICTIONS),
         num_classes=integer(1, 2**24),
         text_dim=integer(1, 2**20),
         text_length=integer(1, 2**20),
@@ -94,6 +98,7 @@ class PixNerdDiT(nn.Module):
         mlp_hidden: int | None = None,
         position_rule: str | None = None,
         step_end: bool = False,
+        prediction: str = 'velocity',
         head: dict[str, Any] | nn.Module | None = None,
         operations: Any = own_operations,
         attention: AttentionFunction = scaled_dot_product_attention,
@@ -127,6 +132,9 @@ class PixNerdDiT(nn.Module):
                 f'PixNerdDiT: position_rule={position_rule!r} is not known; use one of {", ".join(POSITION_RULES)}'
             )
         self.step_end = step_end
+        if prediction not in PREDICTIONS:
+            raise ValueError(f'PixNerdDiT: prediction={prediction!r} is not known; use one of {", ".join(PREDICTIONS)}')
+        self.prediction = prediction
         self.checkpoint = checkpoint
 
         layers = dict(operations=operations, **factory)
@@ -231,6 +239,7 @@ class PixNerdDiT(nn.Module):
         positions: tuple[Tensor, Tensor] | None = None,
         field_chunk: int | None = None,
         blend: float = 0.0,
+        t: Tensor | None = None,
     ) -> Tensor:
         """Run the head: patch vectors and noisy pixels to the velocity of those pixels.
 
@@ -243,18 +252,22 @@ class PixNerdDiT(nn.Module):
             field_chunk: maximum number of pixels that the head evaluates at once.
             blend: width in base pixels over which the fields on both sides of a border are averaged, from 0 (published,
                 hard borders) to 1 (see :mod:`~pixnerd_plugin.functional.blending`). Not with ``positions``.
+            t: times ``(B,)`` of the pixels; needed if the network predicts the image.
 
         Returns:
             The velocity, shaped like ``pixels``.
 
         Raises:
-            ValueError: if the pixels are not a whole number of patches, or ``blend`` is out of range.
+            ValueError: if the pixels are not a whole number of patches, ``blend`` is out of range, or ``t`` is missing.
         """
         self.grid_of(pixels, token_grid)
+        if self.prediction != 'velocity' and t is None:
+            raise ValueError(f'decode needs t, the times of the pixels, because prediction={self.prediction!r}')
         if blend:
-            return self._decode_blended(s, pixels, token_grid, field_chunk, blend)
-        velocity = self.head(s, to_patches(pixels, token_grid), positions, field_chunk)
-        return from_patches(velocity, token_grid)
+            output = self._decode_blended(s, pixels, token_grid, field_chunk, blend)
+        else:
+            output = from_patches(self.head(s, to_patches(pixels, token_grid), positions, field_chunk), token_grid)
+        return output if t is None else to_velocity(output, pixels, t, self.prediction)
 
     def _decode_blended(
         self, s: Tensor, pixels: Tensor, grid: tuple[int, int], field_chunk: int | None, blend: float
@@ -284,7 +297,7 @@ class PixNerdDiT(nn.Module):
     ) -> Tensor:
         """Return the velocity of ``x``: :meth:`encode`, then :meth:`decode` with ``x`` as pixels; same arguments."""
         s, _ = self.encode(x, t, cond, token_grid, r=r, conditioning=conditioning)
-        return self.decode(s, x, self.grid_of(x, token_grid), field_chunk=field_chunk, blend=blend)
+        return self.decode(s, x, self.grid_of(x, token_grid), field_chunk=field_chunk, blend=blend, t=t)
 
     def pack(self) -> int:
         """Pack the weights for drawing on a CPU, in place (see :mod:`~pixnerd_plugin.models.layers.packing`).

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pixnerd_plugin.functional.prediction import time_of, true_velocity
 from pixnerd_plugin.functional.time import shift_time
 from pixnerd_plugin.registry import MODELS, build
 
@@ -150,7 +151,8 @@ class FlowMatchREPALoss(nn.Module):
         """
         batch = self.draw(net, images, cond, null_cond, noise, t, teacher_features, drop_mask)
         s, features = net.encode(batch.x_t, batch.t, batch.cond, feature_layer=self._aligned(batch))
-        prediction = net.decode(s, batch.pixels, net.grid_of(batch.x_t), batch.positions).float()
+        grid, time = net.grid_of(batch.x_t), time_of(net, batch.t)
+        prediction = net.decode(s, batch.pixels, grid, batch.positions, **time).float()
         velocity = batch.velocity.float()
         self.per_image = dict(t=batch.t, loss_flow=(prediction.detach() - velocity).square().mean((1, 2, 3)))
         losses = dict(loss_flow=F.mse_loss(prediction, velocity))
@@ -182,12 +184,13 @@ class FlowMatchREPALoss(nn.Module):
             teacher_features = self.teacher(base)
 
         time = t.view(-1, 1, 1, 1)
-        x_t, base_velocity = time * base + (1 - time) * noise, base - noise
-        pixels, velocity = x_t, base_velocity
+        x_t = time * base + (1 - time) * noise
+        pixels, target, target_noise = x_t, base, noise
         if self.max_density > 1:
-            target, fine_noise, positions = draw_fine_pixels(images, noise, net.patch_size)
-            pixels, velocity = time * target + (1 - time) * fine_noise, target - fine_noise
-        return NoisyBatch(x_t, t, cond, base_velocity, pixels, velocity, positions, teacher_features)
+            target, target_noise, positions = draw_fine_pixels(images, noise, net.patch_size)
+            pixels = time * target + (1 - time) * target_noise
+        velocity = true_velocity(target, target_noise, t, getattr(net, 'prediction', 'velocity'))
+        return NoisyBatch(x_t, t, cond, base - noise, pixels, velocity, positions, teacher_features)
 
     def _aligned(self, batch: NoisyBatch) -> int | None:
         return self.align_layer if batch.teacher_features is not None else None

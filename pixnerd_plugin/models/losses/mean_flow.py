@@ -14,15 +14,13 @@ from torch import Tensor
 from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from pixnerd_plugin.functional.prediction import MIN_TIME_LEFT, time_of
 from pixnerd_plugin.registry import MODELS, build
 
 from .flow_match_repa import FlowMatchREPALoss, NoisyBatch
 
 Velocities = tuple[Tensor, Tensor]
 """Those of the base picture and of the pixels that the head is evaluated on, each ``(B, C, H, W)``."""
-
-MIN_TIME_LEFT = 0.05
-"""The least ``1 - t`` of a network that predicts the image."""
 
 
 @MODELS.register_module()
@@ -188,8 +186,3 @@ def _velocities_at(net: Any, batch: NoisyBatch, cond: Tensor) -> Velocities:
     if batch.positions is None:
         return base, base
     return base, net.decode(s, batch.pixels, grid, batch.positions, **time).float()
-
-
-def time_of(net: Any, t: Tensor) -> dict[str, Tensor]:
-    """What ``net.decode`` takes besides: the time, if the network predicts the image."""
-    return {} if getattr(net, 'prediction', 'velocity') == 'velocity' else dict(t=t)
