@@ -97,3 +97,39 @@ def test_a_sweep_trains_measures_draws_and_goes_on(run, tmp_path):
 
     with pytest.raises(SystemExit, match='holds results of --iters 4, and this sweep has 5; choose another --out'):
         run('sweep.py', *arguments, '--iters', 5)
+
+
+@pytest.mark.slow
+def test_the_study_of_heads_trains_each_cell_once_and_compares_pairs(run, tmp_path):
+    classifier = tmp_path / 'classifier.safetensors'
+    save_classifier(SmallConvNet(10).eval(), classifier, class_names=list('0123456789'), size=(32, 32), accuracy=0.1)
+    config = tmp_path / 'few_steps.py'
+    base = str(ROOT / 'mm_configs/ablations/digits_heads.py')
+    config.write_text(
+        f'_base_ = {base!r}\nmodel = dict(backbone=dict(dim=32, depth=1), sampler=dict(num_steps=2),\n'
+        '    loss=dict(dim=32, projector_dim=32, align_layer=1))\ntrain_dataloader = dict(batch_size=2)\n'
+    )
+    arguments = ['--config', config, '--patches', 8, '--heads', 'DeCo', 'linear', '--terms', 'frequency', '--seeds', 0]
+    arguments += ['--seconds', 0.01, '--samples', 100, '--classifier', classifier, '--out', tmp_path / 'out']
+    printed = run('study_heads.py', *arguments, '--runs', 1)
+    assert '3 runs are left' in printed
+    printed = run('study_heads.py', *arguments)
+    assert printed.count('Training patch 8') == 3
+    assert '| 8 | DeCo | image | yes | 1 |' in printed
+    assert 'patch 8, image against velocity, 2 pairs: distance times' in printed
+    result = json.loads((tmp_path / 'out/patch_8_DeCo_image_frequency/seed_0/result.json').read_text())
+    assert result['head'] == 'DeCo'
+    checkpoint = torch.load(tmp_path / f'out/patch_8_DeCo_image_frequency/seed_0/iter_{result["steps"]}.pth')
+    architecture = checkpoint['meta']['pixnerd']['architecture']
+    assert (architecture['head']['type'], architecture['prediction']) == ('DeCoHead', 'image')
+    figure = tmp_path / 'out/heads_and_objectives.png'
+    figure.unlink()
+    assert 'Training' not in run('study_heads.py', '--out', tmp_path / 'out', '--only-draw')
+    assert figure.is_file()
+
+
+def test_intervals_are_those_of_the_books():
+    tool = runpy.run_path(str(TOOLS / 'study_heads.py'))
+    low, high = tool['wilson'](0.5, 100)
+    assert (low, high) == pytest.approx((0.404, 0.596), abs=1e-3)
+    assert tool['interval']([1.0, 2.0, 3.0]) == pytest.approx((2 - 4.30 / 3**0.5, 2, 2 + 4.30 / 3**0.5))

@@ -80,9 +80,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def claim_folder(args: argparse.Namespace, config) -> None:
-    """Write down what this sweep measures, and refuse a folder with results of anything else: means are over all."""
-    from pixnerd_plugin.evaluation.study import save_result
-
+    """Write down what this sweep measures; see :func:`claim`."""
     contents = hashlib.sha256(config.pretty_text.encode()).hexdigest()[:12]
     settings = {
         '--config': f'{args.config} (contents {contents})',
@@ -92,14 +90,21 @@ def claim_folder(args: argparse.Namespace, config) -> None:
     }
     if {'guidance', 'solver'} & set(args.axes):
         settings['--checkpoint'] = str(args.checkpoint)
-    path = args.out / 'settings.json'
+    claim(args.out, settings)
+
+
+def claim(out: Path, settings: dict) -> None:
+    """Write the settings of a study into its folder, and refuse one with results of any other: means are over all."""
+    from pixnerd_plugin.evaluation.study import save_result
+
+    path = out / 'settings.json'
     there = read(path)
-    if not there and (args.out / 'floor.json').is_file():
-        raise ValueError(f'{args.out} holds results of a sweep whose settings are not known; choose another --out')
+    if not there and (out / 'floor.json').is_file():
+        raise ValueError(f'{out} holds results of a sweep whose settings are not known; choose another --out')
     for name, value in settings.items():
         if there.get(name, value) != value:
             raise ValueError(
-                f'{args.out} holds results of {name} {there[name]}, and this sweep has {value}; choose another --out'
+                f'{out} holds results of {name} {there[name]}, and this sweep has {value}; choose another --out'
             )
     save_result(path, {**there, **settings})
 

@@ -1,0 +1,258 @@
+#!/usr/bin/env python
+"""Which goes with which? Heads, predictions and loss terms crossed, in patches of several sizes, at equal compute.
+
+Every cell gets the same CPU time: a step of each head is timed first, and the number of steps follows. Each trained
+network draws digits, which a classifier scores. An interrupted study goes on where it stopped.
+"""
+
+import argparse
+import hashlib
+import itertools
+import math
+import statistics
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import options
+from analysis_tools.sweep import claim, new_figure, read, run_folder, run_options, save_figure, train_classifier
+
+HEADS = dict(
+    field={},
+    DeCo={'model.backbone.head': dict(_delete_=True, type='DeCoHead', width=16, depth=3)},
+    linear={'model.backbone.head': dict(_delete_=True, type='LinearHead')},
+)
+PREDICTIONS = ('velocity', 'image')
+TERMS = dict(without={}, frequency={'model.loss.terms': [dict(type='FrequencyLoss', weight=1.0, quality=85)]})
+
+TIMED_STEPS = 15
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--config', default='mm_configs/ablations/digits_heads.py', help='network and data (digits)')
+    parser.add_argument('--patches', type=int, nargs='+', default=[4, 8, 16], help='patch sizes (4 8 16)')
+    parser.add_argument('--heads', nargs='+', choices=HEADS, default=list(HEADS))
+    parser.add_argument('--predictions', nargs='+', choices=PREDICTIONS, default=list(PREDICTIONS))
+    parser.add_argument('--terms', nargs='+', choices=TERMS, default=list(TERMS), help='loss terms (both)')
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2], help='one training each (0 1 2)')
+    parser.add_argument('--seconds', type=float, default=60.0, help='CPU seconds of training, of every run (60)')
+    parser.add_argument('--samples', type=int, default=300, help='pictures drawn to score a run (300)')
+    parser.add_argument('--runs', type=options.numbers(1), help='stop after so many trainings (none is left out)')
+    parser.add_argument('--classifier', type=Path, help='to score; by default OUT/classifier.safetensors, made once')
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/heads'), help='folder for runs and figure')
+    parser.add_argument('--only-draw', action='store_true', help='draw what is there and train nothing')
+    return parser.parse_args()
+
+
+def main(args: argparse.Namespace) -> None:
+    import pixnerd_plugin.engine  # noqa: F401 (registers what configs name)
+    from pixnerd_plugin.engine.config import hide_broken_torchvision, load_config
+    from pixnerd_plugin.evaluation import study
+
+    hide_broken_torchvision()
+    if not args.only_draw:
+        config = load_config(args.config)
+        contents = hashlib.sha256(config.pretty_text.encode()).hexdigest()[:12]
+        settings = {'--config': f'{args.config} (contents {contents})', '--seconds': args.seconds}
+        claim(args.out, {**settings, '--samples': args.samples, '--classifier': str(args.classifier)})
+        classifier = args.classifier or args.out / 'classifier.safetensors'
+        if not classifier.is_file():
+            train_classifier(config, classifier)
+        scorer = study.make_scorer(config, classifier, args.samples)
+        study.save_result(args.out / 'floor.json', scorer.floor)
+        # One seed of everything before the next seed of anything: a study cut short still compares.
+        cells = itertools.product(args.seeds, args.patches, args.heads, args.predictions, args.terms)
+        left = [(seed, cell) for seed, *cell in cells if not result_path(args.out, cell, seed).is_file()]
+        for seed, cell in left[: args.runs]:
+            run(args, config, classifier, scorer, cell, seed)
+        print(f'{max(0, len(left) - (args.runs or len(left)))} runs are left')
+    draw(args.out)
+
+
+def name_of(cell: list) -> str:
+    patch, head, prediction, term = cell
+    return f'patch {patch}, {head}, {prediction}, {term}'
+
+
+def result_path(out: Path, cell: list, seed: int) -> Path:
+    return run_folder(out, name_of(cell), seed) / 'result.json'
+
+
+def entries_of(cell: list) -> dict:
+    """The config entries that make a cell."""
+    patch, head, prediction, term = cell
+    return {
+        'model.backbone.patch_size': patch,
+        'model.backbone.prediction': prediction,
+        **HEADS[head],
+        **TERMS[term],
+    }
+
+
+def run(args, config, classifier: Path, scorer, cell: list, seed: int) -> None:
+    """Train and measure one cell in one seed."""
+    import time
+
+    from pixnerd_plugin.evaluation import study
+
+    entries = entries_of(cell)
+    iters = max(20, round(args.seconds / seconds_of(args, cell), -1))
+    path = result_path(args.out, cell, seed)
+    entries = {**run_options(config, classifier, int(iters)), **entries}
+    print(f'Training {name_of(cell)}, seed {seed}, {iters:.0f} steps: {path.parent}', flush=True)
+    start = time.process_time()
+    checkpoint = study.train_variant(args.config, entries, path.parent, seed)
+    seconds = time.process_time() - start
+    result = study.measure_variant(args.config, entries, checkpoint, scorer, args.samples)
+    keys = dict(zip(('patch', 'head', 'prediction', 'term'), cell, strict=True))
+    study.save_result(
+        path, dict(keys, seed=seed, steps=int(iters), samples=args.samples, cpu_seconds=seconds, **result)
+    )
+
+
+def seconds_of(args, cell: list) -> float:
+    """CPU seconds of one training step of the cell's head at its patch size, timed once in this folder.
+
+    Both predictions and both sets of terms get the steps of the plain one: what they add is below the timing's error.
+    """
+    import time
+
+    import torch
+
+    from pixnerd_plugin.engine.config import load_config
+    from pixnerd_plugin.evaluation.study import save_result
+    from pixnerd_plugin.registry import MODELS
+
+    path, key = args.out / 'seconds.json', f'patch {cell[0]}, {cell[1]}'
+    known = read(path)
+    if key not in known:
+        config = load_config(args.config, entries_of([*cell[:2], 'velocity', 'without']))
+        batch, size = config.train_dataloader.batch_size, config.image_size
+        torch.manual_seed(0)
+        net, loss = MODELS.build(config.model.backbone), MODELS.build(config.model.loss)
+        optimizer = torch.optim.AdamW(net.parameters(), fused=True)
+        labels, null = torch.zeros(batch, dtype=torch.long), torch.tensor([net.num_classes])
+        times = []
+        for _ in range(TIMED_STEPS):
+            start = time.process_time()
+            loss(net, torch.randn(batch, net.in_channels, size, size), labels, null)['loss_flow'].backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            times.append(time.process_time() - start)
+        known[key] = statistics.median(times)
+        save_result(path, known)
+    return known[key]
+
+
+def draw(out: Path) -> None:
+    """Print the tables and write the figure, from the results that are there."""
+    results = [read(path) for path in sorted(out.glob('*/seed_*/result.json'))]
+    if not results:
+        print(f'no results in {out}')
+        return
+    floor = read(out / 'floor.json')
+    print_cells(results, floor)
+    for factor, (first, second) in dict(prediction=PREDICTIONS, term=tuple(TERMS)).items():
+        print_effect(results, factor, first, second)
+    for first, second in itertools.combinations(HEADS, 2):
+        print_effect(results, 'head', first, second)
+    draw_figure(out / 'heads_and_objectives.png', results, floor)
+
+
+def groups_of(results: list[dict]) -> dict[tuple, list[dict]]:
+    """The results of each cell: patch size, head, prediction, term."""
+    order = {name: index for index, name in enumerate([*HEADS, *PREDICTIONS, *TERMS])}
+    keys = {(r['patch'], r['head'], r['prediction'], r['term']) for r in results}
+    ordered = sorted(keys, key=lambda key: (key[0], *(order[name] for name in key[1:])))
+    return {key: [r for r in results if (r['patch'], r['head'], r['prediction'], r['term']) == key] for key in ordered}
+
+
+def print_cells(results: list[dict], floor: dict) -> None:
+    print('| patch | head | predicts | frequency term | seeds | steps | CPU s | Fréchet distance | recognised |')
+    print('|---|---|---|---|---|---|---|---|---|')
+    for (patch, head, prediction, term), group in groups_of(results).items():
+        distances = [r['distance'] for r in group]
+        spread = f' ({min(distances):.2f} to {max(distances):.2f})' if len(group) > 1 else ''
+        seconds = statistics.mean(r['cpu_seconds'] for r in group)
+        print(
+            f'| {patch} | {head} | {prediction} | {"yes" if term == "frequency" else "no"} | {len(group)} | '
+            f'{group[0]["steps"]} | {seconds:.0f} | {statistics.mean(distances):.2f}{spread} | {share(group)} |'
+        )
+    print(f'| *real training pictures* | | | | | | | {floor["distance"]:.2f} | {100 * floor["accuracy"]:.0f} % |\n')
+
+
+def share(group: list[dict]) -> str:
+    """Recognised pictures of a cell in percent, and Wilson's 95 % interval for one seed, the range for several."""
+    values = [r['accuracy'] for r in group]
+    mean = statistics.mean(values)
+    low, high = (min(values), max(values)) if len(values) > 1 else wilson(mean, group[0]['samples'])
+    return f'{100 * mean:.0f} % ({100 * low:.0f} to {100 * high:.0f})'
+
+
+def wilson(p: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95 % interval of a share ``p`` of ``n``."""
+    middle, width = p + z**2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    return (middle - width) / (1 + z**2 / n), (middle + width) / (1 + z**2 / n)
+
+
+def print_effect(results: list[dict], factor: str, first: str, second: str) -> None:
+    """What ``second`` changes against ``first``, everything else equal: the mean over pairs and its 95 % interval."""
+    others = [name for name in ('patch', 'head', 'prediction', 'term', 'seed') if name != factor]
+    keyed = {tuple(r[name] for name in others): {} for r in results}
+    for result in results:
+        keyed[tuple(result[name] for name in others)][result[factor]] = result
+    for patch in sorted({r['patch'] for r in results}):
+        pairs = [p for key, p in keyed.items() if key[0] == patch and first in p and second in p]
+        if len(pairs) < 2:
+            continue
+        ratios = [math.log(p[second]['distance'] / p[first]['distance']) for p in pairs]
+        shares = [p[second]['accuracy'] - p[first]['accuracy'] for p in pairs]
+        (low, mean, high), accuracy = interval(ratios), interval(shares)
+        print(
+            f'patch {patch}, {second} against {first}, {len(pairs)} pairs: distance times {math.exp(mean):.2f} '
+            f'({math.exp(low):.2f} to {math.exp(high):.2f}), recognised {100 * accuracy[1]:+.0f} points '
+            f'({100 * accuracy[0]:+.0f} to {100 * accuracy[2]:+.0f})'
+        )
+
+
+# Student's t for 95 %, two-sided, by degrees of freedom; from the last on it hardly falls.
+T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10)
+
+
+def interval(values: list[float]) -> tuple[float, float, float]:
+    """Lower end, mean and upper end of the 95 % interval of a mean."""
+    mean = statistics.mean(values)
+    width = T[min(len(values) - 1, len(T)) - 1] * statistics.stdev(values) / math.sqrt(len(values))
+    return mean - width, mean, mean + width
+
+
+def draw_figure(path: Path, results: list[dict], floor: dict) -> None:
+    """A row for each measure and a column for each patch size; one dot a run."""
+    groups = groups_of(results)
+    patches = sorted({key[0] for key in groups})
+    pyplot, figure, axes = new_figure(2, len(patches))
+    colours = dict(zip(HEADS, ('tab:blue', 'tab:orange', 'tab:green'), strict=True))
+    for column, patch in enumerate(patches):
+        own = [key for key in groups if key[0] == patch]
+        for row, (measure, title) in enumerate((('distance', 'Fréchet distance'), ('accuracy', 'recognised'))):
+            panel = axes[row][column]
+            for x, key in enumerate(own):
+                values = [r[measure] for r in groups[key]]
+                marker = dict(marker='o' if key[2] == 'velocity' else 's', color=colours[key[1]])
+                filled = {} if key[3] == 'without' else dict(facecolors='none')
+                panel.scatter([x] * len(values), values, edgecolors=marker['color'], **marker, **filled)
+            panel.axhline(floor[measure], color='grey', linestyle=':')
+            labels = [f'{key[1]}, {key[2]}' + ('' if key[3] == 'without' else ', freq.') for key in own]
+            panel.set_xticks(range(len(own)), labels if row else [''] * len(own), rotation=90, fontsize=7)
+            panel.set(title=f'{title}, patch {patch}', yscale='log' if measure == 'distance' else 'linear')
+    save_figure(path, pyplot, figure)
+
+
+if __name__ == '__main__':
+    arguments = parse_args()
+    # Only now, because it imports torch: --help answers at once.
+    from pixnerd_plugin.cli import one_line_errors
+
+    with one_line_errors():
+        main(arguments)
