@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, NamedTuple
 
 from pixnerd_plugin.checkpoints.metadata import default_sampling
@@ -42,6 +43,9 @@ def resolve(metadata: dict[str, Any], widgets: Settings) -> Settings:
     if metadata['architecture'].get('step_end'):
         steps = widgets.steps or own.num_steps
         return Settings(steps, 1.0, 1, widgets.shift, 0.0, 1.0, own.noise_limit, is_mean=True)
+    if 'guidance' in own.config():
+        kind = own.config()['guidance']['type']
+        logging.warning('PixNerd Sampler: the model was saved with %s, and core guides by cfg alone.', kind)
     start, end = (widgets.start, widgets.end) if widgets.end else own.guidance_interval
     return Settings(
         widgets.steps or own.num_steps,

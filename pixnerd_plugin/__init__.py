@@ -6,7 +6,7 @@ training parts register only if mmengine and Pillow are installed.
 
 from importlib.util import find_spec
 
-from . import models, sampling
+from . import autoguidance, models, sampling
 from .checkpoints import load_backbone
 from .pipeline import Pipeline, load_pipeline
 from .registry import WITH_MMENGINE
@@ -14,4 +14,4 @@ from .registry import WITH_MMENGINE
 if WITH_MMENGINE and find_spec('PIL'):
     from . import datasets, engine, evaluation  # noqa: F401
 
-__all__ = ['Pipeline', 'load_backbone', 'load_pipeline', 'models', 'sampling']
+__all__ = ['Pipeline', 'autoguidance', 'load_backbone', 'load_pipeline', 'models', 'sampling']

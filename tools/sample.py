@@ -19,6 +19,13 @@ SAMPLERS = dict(
     meanflow=dict(type='MeanFlowSampler'),
 )
 
+GUIDANCE = {
+    'cfg': 'ClassifierFreeGuidance',
+    'cfg-zero-star': 'CFGZeroStar',
+    'apg': 'AdaptiveProjectedGuidance',
+    'auto': 'AutoGuidance',
+}
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -67,6 +74,13 @@ def parse_args() -> argparse.Namespace:
     solver.add_argument('--steps', type=int)
     solver.add_argument('--order', type=int, help='order of the Adams solver, 1 to 4')
     solver.add_argument('--guidance', type=float, help='guidance scale')
+    solver.add_argument('--guidance-type', choices=list(GUIDANCE), help='how to guide')
+    solver.add_argument(
+        '--guidance-options', nargs='+', default=[], metavar='KEY=VALUE', help='of --guidance-type, such as eta=0.5'
+    )
+    solver.add_argument(
+        '--guidance-network', metavar='FILE', help='the weaker network that --guidance-type auto leads away from'
+    )
     solver.add_argument('--interval', type=options.interval, metavar='MIN,MAX', help='times between which to guide')
     solver.add_argument('--timeshift', type=float)
     run = parser.add_argument_group('running and writing')
@@ -215,6 +229,7 @@ def make_sampler(args: argparse.Namespace, sampler):
         guidance_scale=args.guidance,
         guidance_interval=args.interval,
         timeshift=args.timeshift,
+        guidance=make_guidance(args),
     )
     changed = {name: value for name, value in settings.items() if value is not None}
     sampler = sampler.replace(**SAMPLERS.get(args.sampler, {}))
@@ -226,6 +241,35 @@ def make_sampler(args: argparse.Namespace, sampler):
 def blending(args: argparse.Namespace) -> dict[str, float]:
     """How patches are joined, as arguments of sampling and decoding, which have defaults of their own."""
     return {} if args.blend is None else dict(blend=args.blend)
+
+
+def make_guidance(args: argparse.Namespace):
+    """The guidance that the command line asks for, or None: that of the checkpoint."""
+    from pixnerd_plugin.registry import MODELS
+
+    if bool(args.guidance_network) != (args.guidance_type == 'auto'):
+        raise ValueError('--guidance-network FILE and --guidance-type auto go together; give both, or neither')
+    if args.guidance_type is None:
+        if args.guidance_options:
+            raise ValueError('--guidance-options are those of a --guidance-type; give both')
+        return None
+    kind = MODELS.get(GUIDANCE[args.guidance_type])
+    arguments = {}
+    for text in args.guidance_options:
+        name, _, value = text.partition('=')
+        if name not in kind.stored:
+            known = ', '.join(kind.stored) or 'none'
+            raise ValueError(f'--guidance-options {text}: --guidance-type {args.guidance_type} has {known}')
+        try:
+            arguments[name] = json.loads(value)
+        except json.JSONDecodeError:
+            raise ValueError(f'--guidance-options {text}: not KEY=VALUE with a number, such as {name}=1') from None
+        kind.stored[name].check(f'--guidance-options {name}', arguments[name])
+    if args.guidance_network:
+        if not Path(args.guidance_network).exists():
+            raise FileNotFoundError(f'--guidance-network {args.guidance_network} does not exist')
+        arguments['network'] = args.guidance_network
+    return kind(**arguments)
 
 
 def make_jobs(args: argparse.Namespace, pipe, wanted: list[str], seeds: list[int], sampler) -> list[dict]:
@@ -259,6 +303,7 @@ def make_jobs(args: argparse.Namespace, pipe, wanted: list[str], seeds: list[int
                 negative=args.negative,
                 token_grid=args.token_grid,
                 lora=args.lora,
+                guidance_network=args.guidance_network and Path(args.guidance_network).name,
                 decode=args.decode,
                 region=args.region,
                 grain=args.grain,

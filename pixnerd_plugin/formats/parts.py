@@ -4,8 +4,9 @@ A stranger's file must not reach mmengine's registry, which imports whatever a `
 ``_scope_``, names. Only classes that are registered here already can be built, from arguments that they declare.
 
 A part declares itself by two attributes of its class: ``role``, what it is (``'sampler'``, ``'head'``), and
-``stored``, a :class:`~.schema.Rule` for each argument that a file may hold. A module of the user's own that declares
-neither may be a head, of plain arguments.
+``stored``, a :class:`~.schema.Rule` for each argument that a file may hold. ``parts``, if it has them, says which of
+its arguments are parts themselves, and of which role. A module of the user's own that declares none of these may be a
+head, of plain arguments.
 """
 
 from __future__ import annotations
@@ -43,8 +44,10 @@ DESCRIPTION = Rule('a table of a type and plain arguments', lambda value: _is_de
 
 
 def describe_part(part: Any) -> dict[str, Any]:
-    """The description of a part for a file: its ``type``, and its attributes of the names in ``stored``."""
-    return {'type': type(part).__name__, **{name: getattr(part, name) for name in part.stored}}
+    """The description of a part for a file: its ``type``, its attributes named in ``stored``, and its own parts."""
+    own = {name: getattr(part, name) for name in part.stored}
+    inner = {name: describe_part(getattr(part, name)) for name in getattr(part, 'parts', {})}
+    return {'type': type(part).__name__, **own, **inner}
 
 
 def is_known_part(description: Any, role: str) -> bool:
@@ -62,7 +65,12 @@ def check_part(description: Any, role: str) -> None:
     if part is None:
         kind = description.get('type') if type(description) is dict else description
         raise ValueError(f'{role} {shown(kind)} is none of PixNerd; import the module that registers it first')
-    check_table(role, {name: value for name, value in description.items() if name != 'type'}, _rules(part))
+    inner = getattr(part, 'parts', {})
+    for name in inner:
+        if name in description:
+            check_part(description[name], inner[name])
+    own = {name: value for name, value in description.items() if name != 'type' and name not in inner}
+    check_table(role, own, _rules(part))
 
 
 def build_part(description: Any, role: str, **more: Any) -> Any:
@@ -72,8 +80,12 @@ def build_part(description: Any, role: str, **more: Any) -> Any:
         ValueError: if the description is refused, or the part refuses its arguments.
     """
     check_part(description, role)
+    part = _find(description['type'], role)
     arguments = {name: value for name, value in description.items() if name != 'type'}
-    return _find(description['type'], role)(**more, **arguments)
+    for name, inner in getattr(part, 'parts', {}).items():
+        if name in arguments:
+            arguments[name] = build_part(arguments[name], inner)
+    return part(**more, **arguments)
 
 
 def _find(name: Any, role: str) -> Any:

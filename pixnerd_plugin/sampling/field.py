@@ -1,7 +1,8 @@
 """The field on its own: a sampling run kept as patch vectors, rendered at any size and in any region.
 
 Given the patch vectors of each evaluation, every pixel's ODE is its own: its velocity depends on them, on the pixel's
-coordinates and on its own noisy value only. Replaying the solver on other pixels needs the head alone.
+coordinates and on its own noisy value only. Replaying the solver on other pixels needs the head alone. A guidance that
+couples the pixels of a picture does so through a few numbers of each evaluation, which are kept.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pixnerd_plugin.functional.blending import BLEND, Cover, Lattice, blend_fiel
 from pixnerd_plugin.functional.noise import continuous_noise, grain_noise
 from pixnerd_plugin.functional.prediction import to_velocity
 
-from .guidance import guide
+from .guidance import Run
 
 Region = tuple[int, int, int, int]
 """``(top, left, bottom, right)`` in pixels of the whole picture, bottom and right exclusive."""
@@ -45,9 +46,11 @@ class FieldTrajectory:
         noise: its base noise ``(B, C, H, W)``.
         token_grid: ``(rows, columns)`` of patches.
         tokens: patch vectors of each evaluation, in order: ``(branches, B, L, D)``, unconditional branch first where
-            guidance was on.
+            guidance was on; no branch where the picture stood still.
         dtype: dtype the head computes in; default: that of its weights.
         prediction: what the head gives, as the network's.
+        guidance_numbers: ``(n, B)``, what the guidance took of each sampled picture as a whole, in order; other pixels
+            of the picture get the same (see :class:`~.guidance.Run`).
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class FieldTrajectory:
         tokens: list[Tensor],
         dtype: torch.dtype | None = None,
         prediction: str = 'velocity',
+        guidance_numbers: Tensor | None = None,
     ):
         require_field(head)
         self.head = head
@@ -68,6 +72,7 @@ class FieldTrajectory:
         self.tokens = tokens
         self.dtype = dtype or next(head.parameters()).dtype
         self.prediction = prediction
+        self.guidance_numbers = guidance_numbers
 
     @property
     def size(self) -> tuple[int, int]:
@@ -147,7 +152,8 @@ class FieldTrajectory:
             return self
         part = slice(index, index + 1)
         tokens = [s[:, part] for s in self.tokens]
-        return self._with(noise=self.noise[part], tokens=tokens)
+        numbers = None if self.guidance_numbers is None else self.guidance_numbers[:, part]
+        return self._with(noise=self.noise[part], tokens=tokens, guidance_numbers=numbers)
 
     def to(self, device: torch.device | str) -> FieldTrajectory:
         """The trajectory with its head and noise on ``device``; the patch vectors follow as they are used."""
@@ -227,9 +233,13 @@ class _Replay:
         self.evaluations = iter(field.tokens)
         self.evaluate = evaluate
         self.prediction = field.prediction
-        self.guidance_scale = field.sampler.guidance_scale
+        self.guidance, self.scale = field.sampler.guidance, field.sampler.guidance_scale
+        numbers = field.guidance_numbers
+        self.run = Run(field.noise.new_empty(0) if numbers is None else numbers.to(field.noise))
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
         branches = next(self.evaluations)  # (branches, B, L, D)
         v = [to_velocity(self.evaluate(s, x), x, t, self.prediction) for s in branches]
-        return v[0] if len(v) == 1 else guide(v[0], v[1], self.guidance_scale)
+        if not v:
+            return torch.zeros_like(x)
+        return v[0] if len(v) == 1 else self.guidance.combine(v[0], v[1], x, t, self.scale, self.run)

@@ -2,7 +2,7 @@
 
 Tensors: ``noise`` (B, C, H, W), ``tokens.00000``... (branches, B, L, D), ``head.*``. The metadata's entry is a JSON
 object: ``head`` and ``sampler`` (a part's ``type`` and arguments), ``token_grid``, ``dim``, ``patch_size``, and
-``prediction`` (absent: ``'velocity'``).
+``prediction`` (absent: ``'velocity'``). ``guidance`` (n, B) is there if the guidance takes numbers of whole pictures.
 """
 
 from __future__ import annotations
@@ -72,6 +72,8 @@ class StoredTokens(Sequence[Tensor]):
 def write_field(path: str | Path, field: Any) -> None:
     """Write a trajectory, head included; whole or not at all."""
     tensors = {'noise': _stored(field.noise)}
+    if field.guidance_numbers is not None:
+        tensors['guidance'] = _stored(field.guidance_numbers)
     tensors |= {f'head.{name}': _stored(tensor) for name, tensor in field.head.state_dict().items()}
     # Asked for one by one, since those of a loaded field may be too many for the memory.
     shapes = [(s.dtype, tuple(s.shape)) for s in field.tokens]
@@ -112,7 +114,18 @@ def read_field(path: str | Path) -> dict[str, Any]:
     if sum(s.nbytes for s in stored) <= HELD_BYTES:
         tokens = list(tokens)
     grid = tuple(description['token_grid'])
-    return dict(head=head, sampler=sampler, noise=noise, token_grid=grid, tokens=tokens, prediction=prediction)
+    numbers = None
+    if 'guidance' in tensors:
+        numbers = require_finite(f'{path}: the numbers of its guidance', tensors['guidance'].read())
+    return dict(
+        head=head,
+        sampler=sampler,
+        noise=noise,
+        token_grid=grid,
+        tokens=tokens,
+        prediction=prediction,
+        guidance_numbers=numbers,
+    )
 
 
 def _check(description: dict[str, Any], prediction: str, tensors: Tensors) -> tuple[nn.Module, Any]:
@@ -127,11 +140,14 @@ def _check(description: dict[str, Any], prediction: str, tensors: Tensors) -> tu
     rows, columns = description['token_grid']
     tokens = {name: tensor for name, tensor in tensors.items() if name.startswith('tokens.')}
     _check_tokens(tokens, sampler, prediction, (batch, rows * columns, description['dim']))
+    _check_numbers(tensors, sampler, sum(s.shape[0] == 2 for s in tokens.values()) * sampler.guidance.numbers, batch)
     shape = dict(dim=description['dim'], patch_size=description['patch_size'], in_channels=channels)
     head = _build_head(description['head'], shape)
     _check_features(head, (noise.shape[2] // rows) * (noise.shape[3] // columns))
     _check_weights(head, {name: tensor for name, tensor in tensors.items() if name.startswith('head.')})
-    if foreign := [name for name in tensors if name != 'noise' and not name.startswith(('tokens.', 'head.'))]:
+    if foreign := [
+        name for name in tensors if name not in ('noise', 'guidance') and not name.startswith(('tokens.', 'head.'))
+    ]:
         raise ValueError(f'it has a tensor {foreign[0][:60]!r}, which no field has')
     return head, sampler
 
@@ -163,11 +179,20 @@ def _check_tokens(tokens: Tensors, sampler: Any, prediction: str, shape: tuple[i
     if sorted(tokens) != [_name(i) for i in range(asked.count)]:
         raise ValueError(f'it has the patch vectors of {len(tokens)} evaluations, and its sampler makes {asked.count}')
     for s in tokens.values():
-        if len(s.shape) != 4 or s.shape[0] not in (1, 2) or s.shape[1:] != shape or s.dtype not in _FLOATS:
+        if len(s.shape) != 4 or s.shape[0] > 2 or s.shape[1:] != shape or s.dtype not in _FLOATS:
             wanted = ', '.join(map(str, shape))
-            raise ValueError(f'its patch vectors are {s.shape} of {s.dtype}, not (1 or 2, {wanted}) of floats')
+            raise ValueError(f'its patch vectors are {s.shape} of {s.dtype}, not (at most 2, {wanted}) of floats')
         if s.numel > MAX_TOKENS:
             raise ValueError(f'its patch vectors are {s.shape}, more than {MAX_TOKENS} numbers an evaluation')
+
+
+def _check_numbers(tensors: Tensors, sampler: Any, due: int, batch: int) -> None:
+    """Check what the guidance took of whole pictures: ``due`` numbers of each."""
+    numbers = tensors.get('guidance')
+    shape = (0, batch) if numbers is None else numbers.shape
+    if shape != (due, batch) or (numbers is not None and numbers.dtype not in _FLOATS):
+        kind = type(sampler.guidance).__name__
+        raise ValueError(f'its guidance has numbers of shape {shape}, and {kind} took ({due}, {batch}) of floats')
 
 
 def _build_head(description: Any, shape: dict[str, int]) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -24,6 +24,7 @@ class MeanFlowSampler(FlowSampler):
         noise_limit: as for all samplers.
     """
 
+    parts: ClassVar[dict[str, str]] = {}
     stored = {name: FlowSampler.stored[name] for name in ('num_steps', 'timeshift', 'noise_limit')}
 
     def __init__(self, num_steps: int = 1, timeshift: float = 1.0, compile: bool = False, noise_limit: float = 0.0):

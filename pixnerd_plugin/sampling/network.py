@@ -48,6 +48,9 @@ class ConditionedNetwork:
         self.prediction: str = getattr(net, 'prediction', 'velocity')
         self.dtype = next((p.dtype for p in net.parameters() if p.is_floating_point()), None)
         self.cond = cond
+        self.settings: Any = dict(
+            times=times, token_grid=token_grid, field_chunk=field_chunk, compile=compile, blend=blend
+        )
         self.null_and_cond = None if null_cond is None else torch.cat((null_cond.to(cond).expand_as(cond), cond))
         self.token_grid = token_grid
         # A user's own network may know nothing of blending.
@@ -75,6 +78,16 @@ class ConditionedNetwork:
         assert self.null_and_cond is not None, 'guidance checks has_null'
         null, cond = self._velocity(torch.cat((x, x)), t, self.null_and_cond, guided=True).chunk(2)
         return null, cond
+
+    def still(self, x: Tensor) -> Tensor:
+        """A velocity of 0, without asking the network."""
+        if self.recorder is not None:
+            self.recorder.skip()
+        return torch.zeros_like(x)
+
+    def of(self, net: nn.Module) -> ConditionedNetwork:
+        """Another network under the same condition and settings; it records nothing."""
+        return ConditionedNetwork(net, self.cond, None, **self.settings)
 
     def _velocity(self, x: Tensor, t: float, cond: Tensor, guided: bool) -> Tensor:
         times = torch.full((len(x),), t, dtype=torch.float32, device=x.device)

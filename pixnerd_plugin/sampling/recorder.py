@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Recorder:
-    """Keeps patch vectors ``(branches, B, L, D)`` of each evaluation in ``tokens``, the unconditional branch first.
+    """Keeps patch vectors ``(branches, B, L, D)`` of each evaluation, the unconditional branch first.
 
     Args:
         dtype: what they are kept in.
@@ -15,8 +15,18 @@ class Recorder:
 
     def __init__(self, dtype: torch.dtype = torch.bfloat16):
         self.dtype = dtype
-        self.tokens: list[Tensor] = []
+        self._tokens: list[Tensor | None] = []
 
     def record(self, s: Tensor, branches: int) -> None:
         """Keep the patch vectors ``(branches * B, L, D)`` of one evaluation."""
-        self.tokens.append(s.to(self.dtype).unflatten(0, (branches, -1)))
+        self._tokens.append(s.to(self.dtype).unflatten(0, (branches, -1)))
+
+    def skip(self) -> None:
+        """Note an evaluation that the network was not asked for."""
+        self._tokens.append(None)
+
+    @property
+    def tokens(self) -> list[Tensor]:
+        """The patch vectors of each evaluation; one that was skipped has no branch."""
+        some = next(s for s in self._tokens if s is not None)
+        return [some[:0] if s is None else s for s in self._tokens]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +15,11 @@ from pixnerd_plugin.formats.parts import describe_part
 from pixnerd_plugin.formats.schema import Rule, integer, number, one_of, sequence
 from pixnerd_plugin.functional.noise import draw_noise
 from pixnerd_plugin.functional.time import time_grid
-from pixnerd_plugin.registry import MODELS
+from pixnerd_plugin.registry import MODELS, build
 
 from .adams import adams_coefficients
 from .field import FieldTrajectory, require_field
-from .guidance import ClassifierFreeGuidance
+from .guidance import ClassifierFreeGuidance, Guidance, GuidedVelocity
 from .network import ConditionedNetwork
 from .recorder import Recorder
 
@@ -51,12 +52,14 @@ class FlowSampler:
 
     Args:
         num_steps: number of steps.
-        guidance_scale: classifier-free guidance scale; 1 turns guidance off.
+        guidance_scale: guidance scale; 1 turns guidance off.
         guidance_interval: guide only where ``t_min < t < t_max``, strictly.
         timeshift: shift of the time grid towards noise, ``t / (t + (1 - t) timeshift)``.
         compile: compile the network that is sampled from; the first steps then take minutes.
         noise_limit: cut the noise that sampling starts from to this many standard deviations on both sides; 0 leaves
             it as it is. A field has hardly seen the values beyond 3, and leaves coloured dots there.
+        guidance: how to guide, a :class:`~.guidance.Guidance`, built or as a dict; classifier-free guidance by default.
+            Its ``scale`` and ``interval``, if it has them, stand for ``guidance_scale`` and ``guidance_interval``.
 
     Raises:
         ValueError: if an argument is out of range; the message names it.
@@ -70,6 +73,7 @@ class FlowSampler:
         timeshift=number(1e-6, 1e6),
         noise_limit=number(0.0, 100.0),
     )
+    parts: ClassVar[dict[str, str]] = dict(guidance='guidance')
     order = 1
     deterministic = True
     ends: Mapping[float, float] | None = None
@@ -83,7 +87,11 @@ class FlowSampler:
         timeshift: float = 1.0,
         compile: bool = False,
         noise_limit: float = 0.0,
+        guidance: Guidance | Mapping[str, Any] | None = None,
     ):
+        part: Any = build(MODELS, dict(type='ClassifierFreeGuidance') if guidance is None else guidance)
+        guidance_scale = guidance_scale if part.scale is None else part.scale
+        guidance_interval = guidance_interval if part.interval is None else part.interval
         if num_steps < 1:
             raise ValueError(f'num_steps={num_steps} must be at least 1')
         if timeshift <= 0:
@@ -92,12 +100,17 @@ class FlowSampler:
             raise ValueError(f'noise_limit={noise_limit} must be 0, for none, or above')
         if len(guidance_interval) != 2 or guidance_interval[0] > guidance_interval[1]:
             raise ValueError(f'guidance_interval={guidance_interval} must be (t_min, t_max) with t_min <= t_max')
+        if part.zero_steps >= num_steps:
+            raise ValueError(f'zero_steps={part.zero_steps} of the guidance leaves none of num_steps={num_steps}')
         self.num_steps = num_steps
         self.guidance_scale = guidance_scale
         self.guidance_interval = (float(guidance_interval[0]), float(guidance_interval[1]))
         self.timeshift = timeshift
         self.compile = compile
         self.noise_limit = noise_limit
+        # The sampler's scale and interval count from here on, also where one of them is replaced.
+        self.guidance: Guidance = copy.copy(part)
+        self.guidance.scale = self.guidance.interval = None
         self.times: list[float] = time_grid(num_steps, timeshift).tolist()
 
     @property
@@ -111,8 +124,11 @@ class FlowSampler:
         return [[1.0] for _ in range(self.num_steps)]
 
     def config(self) -> dict[str, Any]:
-        """The registry dict that rebuilds this sampler."""
-        return describe_part(self)
+        """The registry dict that rebuilds this sampler; classifier-free guidance goes without saying."""
+        description = describe_part(self)
+        if description.get('guidance') == dict(type=ClassifierFreeGuidance.__name__):
+            del description['guidance']
+        return description
 
     def replace(self, type: str | None = None, **settings: Any) -> FlowSampler:
         """A sampler with some settings changed; with ``type`` another one, which takes over the settings it has too.
@@ -124,9 +140,10 @@ class FlowSampler:
         if getattr(sampler, 'role', None) != 'sampler':
             known = [name for name, part in MODELS.module_dict.items() if getattr(part, 'role', '') == 'sampler']
             raise ValueError(f'sampler {type!r} is not known; use one of {", ".join(sorted(known))}')
-        kept = {name: getattr(self, name) for name in self.stored if name in sampler.stored}
-        if unknown := [name for name in settings if name not in sampler.stored]:
-            raise ValueError(f'{sampler.__name__} has no setting {unknown[0]}; it has {", ".join(sampler.stored)}')
+        known = [*sampler.stored, *sampler.parts]
+        kept = {name: getattr(self, name) for name in (*self.stored, *self.parts) if name in known}
+        if unknown := [name for name in settings if name not in known]:
+            raise ValueError(f'{sampler.__name__} has no setting {unknown[0]}; it has {", ".join(known)}')
         return sampler(**{**kept, **settings}, compile=self.compile)
 
     def step(self, index: int, x: Tensor, history: Sequence[Tensor], velocity: Velocity, draw: Draw) -> Tensor:
@@ -202,11 +219,14 @@ class FlowSampler:
             raise ValueError('record_field needs a deterministic solver, and this one draws noise at every step')
         if record_field:
             require_field(net.head)
+            if self.guidance_scale != 1 and not self.guidance.recordable:
+                kind = type(self.guidance).__name__
+                raise ValueError(f'record_field keeps the patch vectors of one network, and {kind} asks two')
         recorder = Recorder(field_dtype) if record_field else None
         conditioned = ConditionedNetwork(
             net,
             cond,
-            None if self.guidance_scale == 1 else null_cond,
+            None if self.guidance_scale == 1 or not self.guidance.needs_null else null_cond,
             self.times[:-1],
             token_grid,
             field_chunk,
@@ -215,7 +235,13 @@ class FlowSampler:
             blend,
             self.ends,
         )
-        velocity = ClassifierFreeGuidance(conditioned, self.guidance_scale, self.guidance_interval)
+        velocity = GuidedVelocity(
+            self.guidance,
+            conditioned,
+            self.guidance_scale,
+            self.guidance_interval,
+            self.times[self.guidance.zero_steps],
+        )
         noise = self.limit(noise)
         trajectory = [noise]
 
@@ -235,7 +261,12 @@ class FlowSampler:
         if recorder is not None:
             grid = net.grid_of(noise, token_grid)
             prediction = getattr(net, 'prediction', 'velocity')
-            result.append(FieldTrajectory(net.head, self, noise, grid, recorder.tokens, prediction=prediction))
+            numbers = torch.stack(velocity.run.numbers) if velocity.run.numbers else None
+            result.append(
+                FieldTrajectory(
+                    net.head, self, noise, grid, recorder.tokens, prediction=prediction, guidance_numbers=numbers
+                )
+            )
         return result[0] if len(result) == 1 else tuple(result)
 
 
@@ -299,8 +330,9 @@ class AdamsFlowSampler(FlowSampler):
         timeshift: float = 3.0,
         compile: bool = False,
         noise_limit: float = 0.0,
+        guidance: Guidance | Mapping[str, Any] | None = None,
     ):
-        super().__init__(num_steps, guidance_scale, guidance_interval, timeshift, compile, noise_limit)
+        super().__init__(num_steps, guidance_scale, guidance_interval, timeshift, compile, noise_limit, guidance)
         if not 1 <= order <= 4:
             raise ValueError(f'order={order} must be from 1 to 4')
         self.order = order

@@ -238,3 +238,38 @@ def test_auto_says_what_it_computes_in(sample, classes, tmp_path):
     code, out = sample(classes, '--class-label', 1, '--dtype', 'auto', '--pack', '--steps', 1, '--out', tmp_path)
     assert code is None
     assert re.search(r'^computing in (bfloat16|float32) on cpu$', out, re.MULTILINE)
+
+
+def test_ways_of_guiding(sample, classes, tmp_path):
+    def draw(name, *arguments):
+        out = tmp_path / name
+        code, _ = sample(classes, '--class-label', 1, '--guidance', 3, '--interval', '0,1', *arguments, '--out', out)
+        assert code is None
+        with Image.open(out / '1_seed0.png') as image:
+            return json.loads(image.info['pixnerd']), np.asarray(image).copy()
+
+    plain, picture = draw('cfg')
+    assert 'guidance' not in plain['sampler']
+    described, other = draw('apg', '--guidance-type', 'apg', '--guidance-options', 'eta=0.5', 'norm_threshold=1')
+    expected = dict(type='AdaptiveProjectedGuidance', eta=0.5, norm_threshold=1, momentum=0.0)
+    assert described['sampler']['guidance'] == expected
+    assert (other != picture).any()
+    described, _ = draw('auto', '--guidance-type', 'auto', '--guidance-network', classes)
+    assert described['guidance_network'] == classes.name
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--guidance-type', 'auto'], 'go together'),
+        (['--guidance-network', 'weak.pth'], 'go together'),
+        (['--guidance-type', 'auto', '--guidance-network', 'nowhere.pth'], 'nowhere.pth does not exist'),
+        (['--guidance-options', 'eta=1'], 'those of a --guidance-type'),
+        (['--guidance-type', 'apg', '--guidance-options', 'beta=1'], 'has eta, norm_threshold, momentum'),
+        (['--guidance-type', 'apg', '--guidance-options', 'eta=much'], 'not KEY=VALUE'),
+        (['--guidance-type', 'cfg-zero-star', '--guidance-options', 'zero_steps=-1'], 'zero_steps=-1 must be'),
+    ],
+)
+def test_ways_of_guiding_that_do_not_fit(sample, classes, tmp_path, arguments, message):
+    code, _ = sample(classes, '--class-label', 1, *arguments, '--out', tmp_path)
+    assert message in str(code)

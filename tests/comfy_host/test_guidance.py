@@ -1,0 +1,79 @@
+"""ComfyUI's own nodes of the guidance methods, on the velocities that ours get."""
+
+import pytest
+import torch
+
+from .host import import_host, require_host
+
+require_host()
+import_host()
+
+from pixnerd_plugin.sampling import AdaptiveProjectedGuidance, CFGZeroStar, EulerFlowSampler  # noqa: E402
+from pixnerd_plugin.sampling.guidance import Run, guide  # noqa: E402
+
+from .native import SEED, SHIFT, empty, error, noise  # noqa: E402
+
+SCALE = 3.0
+TIMES = (0.2, 0.5, 0.9)
+
+
+class Model:
+    """What a node patches, and what core's sampler does with it for one step."""
+
+    def __init__(self):
+        self.options = {}
+
+    def clone(self):
+        return self
+
+    def set_model_sampler_pre_cfg_function(self, function):
+        self.before = function
+
+    def set_model_sampler_post_cfg_function(self, function):
+        self.after = function
+
+
+def velocities():
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(3, 2, 3, 16, 16, generator=generator).unbind() for _ in TIMES]
+
+
+@pytest.mark.parametrize(
+    ('eta', 'norm', 'momentum'), [(1.0, 0.0, 0.0), (0.3, 5.0, 0.0), (0.0, 8.0, -0.5), (-1, 3, 0.7)]
+)
+def test_projected_guidance_is_that_of_the_node(eta, norm, momentum):
+    from comfy_extras.nodes_apg import APG
+
+    node = APG.execute(Model(), eta, norm, momentum).args[0]
+    ours, run = AdaptiveProjectedGuidance(eta, norm, momentum), Run()
+    for t, (null, cond, x) in zip(TIMES, velocities(), strict=True):
+        images = [x + (1 - t) * cond, x + (1 - t) * null]
+        changed, null_image = node.before(dict(conds_out=images, sigma=torch.tensor([1 - t]), cond_scale=SCALE))
+        guided = (guide(null_image, changed, SCALE) - x) / (1 - t)
+        # The node adds g times the difference to the conditional image, and the paper, like ours, g - 1 times.
+        assert error(ours.combine(null, cond, x, t, SCALE + 1, run), guided) <= 1e-5
+
+
+def test_zero_star_is_that_of_the_node_but_for_the_place_of_its_factor():
+    from comfy_extras.nodes_cfg import CFGZeroStar as Node
+
+    node = Node.execute(Model()).args[0]
+    for t, (null, cond, x) in zip(TIMES, velocities(), strict=True):
+        run, images = Run(), dict(cond_denoised=x + (1 - t) * cond, uncond_denoised=x + (1 - t) * null)
+        ours = CFGZeroStar().combine(null, cond, x, t, SCALE, run)
+        denoised = guide(images['uncond_denoised'], images['cond_denoised'], SCALE)
+        theirs = node.after(dict(images, input=x, cond_scale=SCALE, denoised=denoised))
+        # The node multiplies the image estimate x + (1 - t) v by s, and the paper, like ours, the velocity.
+        s = run.numbers[0].view(-1, 1, 1, 1)
+        assert error(x + (1 - t) * ours + (1 - SCALE) * (s - 1) * x, theirs) <= 1e-5
+
+
+def test_whole_runs_agree(model, net, conds, kind):
+    from comfy_extras.nodes_apg import APG
+    from nodes import KSampler
+
+    patched = APG.execute(model, 0.4, 20.0, -0.3).args[0]
+    result = KSampler().sample(patched, SEED, 5, SCALE, 'euler', 'simple', *conds[1], empty())[0]['samples']
+    guidance = AdaptiveProjectedGuidance(0.4, 20.0, -0.3)
+    ours = EulerFlowSampler(5, SCALE + 1, (-1.0, 1.0), SHIFT[kind], guidance=guidance).sample(net, noise(), *conds[0])
+    assert error(result, ours) <= 1e-4
