@@ -59,6 +59,7 @@ def main(args: argparse.Namespace) -> int:
     from pixnerd_plugin.engine.preemption import EXIT_REQUEUE, watch
     from pixnerd_plugin.engine.processes import set_up_processes, tear_down_processes
     from pixnerd_plugin.engine.resume import load_initial_weights, require_fresh, set_resume
+    from pixnerd_plugin.engine.workers import start_server
     from pixnerd_plugin.memory import keep_freed_memory
 
     watch()
@@ -68,6 +69,7 @@ def main(args: argparse.Namespace) -> int:
     else:
         keep_freed_memory()
     config = read_config(args)
+    start_server(config)
     set_up_processes(config, args.launcher)
     scale_learning_rate(config)
     # A run that torchrun starts again after a fault goes on where it was.

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import random
 import signal
-import time
 from collections import deque
 from pathlib import Path
-from pickle import UnpicklingError
+from pickle import PicklingError
 from typing import Any
 
 import numpy as np
@@ -21,11 +20,9 @@ from pixnerd_plugin.registry import LOOPS
 
 from .plain import plain
 from .preemption import Preemption, step_ended
+from .workers import BROKEN, prepare_workers, worker_died
 
 _MAX_WORKER_RESTARTS = 3
-# What the next batch may raise when a worker died while sending it.
-_BROKEN = (RuntimeError, OSError, EOFError, UnpicklingError)
-_SECONDS_TO_DIE = 2.0
 
 
 def seed_everything(*entropy: int) -> None:
@@ -34,24 +31,6 @@ def seed_everything(*entropy: int) -> None:
     random.seed(python)
     np.random.seed(numpy)
     torch.manual_seed(high << 32 | low)
-
-
-def worker_died(batches: Any, error: BaseException) -> bool:
-    """Whether ``error``, raised by the iterator ``batches`` of a loader, is of a worker that died.
-
-    torch says so itself, unless the worker broke off while it sent a batch: then reading the rest raises whatever the
-    operating system or pickle make of it, perhaps before the system has counted the worker as dead.
-    """
-    if 'in DataLoader worker process' in str(error):  # an error of the dataset, handed on by a worker that lives
-        return False
-    if str(error).startswith('DataLoader worker'):
-        return True
-    workers, end = getattr(batches, '_workers', []), time.monotonic() + _SECONDS_TO_DIE
-    while workers and time.monotonic() < end:
-        if not all(worker.is_alive() for worker in workers):
-            return True
-        time.sleep(0.02)
-    return False
 
 
 @LOOPS.register_module()
@@ -87,6 +66,7 @@ class ResumableTrainLoop(BaseLoop):
         self._iter = 0
         self._known_visits = (0, 0)
         self._recent: deque[tuple[int, Any]] = deque(maxlen=2)
+        prepare_workers(self.dataloader)
         runner.visualizer.dataset_meta = getattr(self.dataloader.dataset, 'metainfo', None)
 
     @property
@@ -176,7 +156,13 @@ class ResumableTrainLoop(BaseLoop):
             batches.sampler.skip(self.visits_after(self._iter))
         # With persistent workers the loader would hand out its old iterator again.
         self.dataloader._iterator = None
-        self._batches = iter(self.dataloader)
+        try:
+            self._batches = iter(self.dataloader)
+        except (PicklingError, AttributeError, TypeError) as error:
+            raise ValueError(
+                f'data workers cannot start: {error}; a dataset or transform of your own must be one that pickle takes '
+                '(no lambdas, no classes inside functions), or set train_dataloader.num_workers=0'
+            ) from error
         if self.dataloader.num_workers > 0 and hasattr(signal, 'SIGCHLD'):
             # torch's handler raises the death of a worker at any point, even in the middle of a step. Without it, the
             # next request for data raises.
@@ -191,7 +177,7 @@ class ResumableTrainLoop(BaseLoop):
                     f'the data ended at iteration {self._iter} of {self.max_iters}; this loop needs an endless sampler:'
                     " train_dataloader.sampler=dict(type='ResumableSampler', shuffle=True, seed=0)"
                 ) from None
-            except _BROKEN as error:
+            except BROKEN as error:
                 if not worker_died(self._batches, error):
                     raise
                 self.runner.logger.error(f'DATA WORKER DIED at iteration {self._iter}: {error or type(error).__name__}')

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pixnerd_plugin.engine import loops
+from pixnerd_plugin.engine import workers
 from pixnerd_plugin.engine.loops import ResumableTrainLoop, seed_everything
 
 
@@ -81,6 +81,6 @@ def test_workers_that_die_again_and_again_are_an_error():
     ],
 )
 def test_an_error_of_the_data_is_no_death(error, alive, monkeypatch):
-    monkeypatch.setattr(loops, '_SECONDS_TO_DIE', 0.05)
+    monkeypatch.setattr(workers, '_SECONDS_TO_DIE', 0.05)
     with pytest.raises(type(error)):
         Loop([error], alive)._next()

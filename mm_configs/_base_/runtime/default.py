@@ -20,7 +20,7 @@ visualizer = dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend'),
 
 env_cfg = dict(
     cudnn_benchmark=False,
-    mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
+    mp_cfg=dict(mp_start_method='forkserver', opencv_num_threads=0),
     dist_cfg=dict(backend='nccl', timeout=600),  # seconds to wait for a rank before the others stop
 )
 model_wrapper_cfg = dict(type='MMDistributedDataParallel', broadcast_buffers=False, gradient_as_bucket_view=True)
