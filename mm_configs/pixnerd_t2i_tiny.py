@@ -5,10 +5,13 @@ _base_ = [
     '_base_/datasets/caption_folder.py',
     '_base_/schedules/small.py',
 ]
+text_encoder = '{{$PIXNERD_TINY_QWEN3:tiny}}'
+if text_encoder == 'tiny':
+    text_encoder = '{{fileDirname}}/../tests/data/qwen3_tiny'
 field = dict(width=32, mlp_ratio=1)
 model = dict(
     backbone=dict(dim=192, depth=4, num_heads=6, patch_size=8, text_dim=40, text_length=32, text_depth=1, head=field),
-    conditioner=dict(model='{{$PIXNERD_TINY_QWEN3:tests/data/qwen3_tiny}}', max_length=32, dtype='float32'),
+    conditioner=dict(model=text_encoder, max_length=32, dtype='float32'),
     loss=dict(timeshift=1.0, teacher=None, dim=192, projector_dim=192),
     sampler=dict(timeshift=1.0, guidance_scale=3.0),
 )

@@ -15,6 +15,15 @@ def memory(*fields: str) -> list[float] | None:
     return [int(counted[name].split()[0]) / 1024 for name in fields]
 
 
+def available_memory() -> float | None:
+    """Memory of this machine that programs can still have, in MiB; None on systems other than Linux."""
+    system = Path('/proc/meminfo')
+    if not system.exists():
+        return None
+    counted = dict(line.split(':', 1) for line in system.read_text().splitlines())
+    return int(counted['MemAvailable'].split()[0]) / 1024
+
+
 def keep_freed_memory() -> None:
     """Let this process keep the memory it frees, because the next step needs it again; glibc only.
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pixnerd_plugin.formats.atomic import atomic_path
-from pixnerd_plugin.formats.plain_file import require_file
+from pixnerd_plugin.formats.plain_file import read_at, require_file
 from pixnerd_plugin.formats.schema import Rule, check_table, integer, naming, sequence, text
 from pixnerd_plugin.formats.text_file import parse_table
 from pixnerd_plugin.registry import DATASETS
@@ -230,7 +230,7 @@ def _decoded(encoded: bytes) -> str:
 class ShardReader:
     """Read byte ranges of shards, keeping the `max_open` most recently used ones open.
 
-    It is safe to share across a fork, because `os.pread` moves no file offset. Open files are not pickled.
+    It is safe to share across a fork, because `read_at` moves no file offset. Open files are not pickled.
     """
 
     def __init__(self, paths: list[str], max_open: int = 32):
@@ -243,9 +243,9 @@ class ShardReader:
         if shard not in self._open:
             if len(self._open) == self.max_open:
                 os.close(self._open.popitem(last=False)[1])
-            self._open[shard] = os.open(self.paths[shard], os.O_RDONLY)
+            self._open[shard] = os.open(self.paths[shard], os.O_RDONLY | getattr(os, 'O_BINARY', 0))
         self._open.move_to_end(shard)
-        encoded = os.pread(self._open[shard], size, offset)
+        encoded = read_at(self._open[shard], offset, size)
         if len(encoded) != size:
             raise OSError(f'{self.paths[shard]} ends before byte {offset + size}')
         return encoded

@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from pixnerd_plugin.formats.plain_file import read_at
+
 BLOCK = 512
 
 # A long name, or the extended header of pax. Writers use a few hundred bytes.
@@ -50,7 +52,7 @@ def read_members(path: str) -> Iterator[Member]:
             yield Member('', 0, 0, 'an empty file')
         name, size, offset, searched = b'', None, 0, 0
         while offset < end:
-            header = _parse(_read_at(file.fileno(), offset, BLOCK))
+            header = _parse(read_at(file.fileno(), offset, BLOCK))
             if header is None:
                 name, size = b'', None
                 found, is_zero = _find_header(
@@ -59,7 +61,7 @@ def read_members(path: str) -> Iterator[Member]:
                 if not is_zero:
                     yield Member('', offset, found - offset, f'header at byte {offset}')
                 searched += found - offset
-                if found < end and _parse(_read_at(file.fileno(), found, BLOCK)) is None:
+                if found < end and _parse(read_at(file.fileno(), found, BLOCK)) is None:
                     yield Member('', found, end - found, f'no member in the {found - offset} bytes before byte {found}')
                     return
                 offset = found
@@ -70,7 +72,7 @@ def read_members(path: str) -> Iterator[Member]:
                 if header.size > MAX_EXTENDED or offset > end:
                     yield Member('', content, header.size, f'extended header at byte {content}: too large or cut short')
                     continue
-                extended = _read_at(file.fileno(), content, header.size)
+                extended = read_at(file.fileno(), content, header.size)
                 if header.kind == b'L':
                     name = extended.rstrip(b'\0')
                 elif header.kind in b'xX':
@@ -141,7 +143,7 @@ def _find_header(file: int, start: int, stop: int) -> tuple[int, bool]:
         position += size
         # It is usually close by.
         size = min(max(2 * size, 8 * BLOCK), _CHUNK, stop - position)
-        chunk = _read_at(file, position, size)
+        chunk = read_at(file, position, size)
         if chunk.count(0) == len(chunk):
             continue
         for offset in range(0, len(chunk), BLOCK):
@@ -156,7 +158,3 @@ def _find_header(file: int, start: int, stop: int) -> tuple[int, bool]:
 
 def _padded(size: int) -> int:
     return -(-size // BLOCK) * BLOCK
-
-
-def _read_at(file: int, offset: int, size: int) -> bytes:
-    return os.pread(file, size, offset)

@@ -13,8 +13,10 @@ from mmengine.dist import get_world_size, is_main_process
 from mmengine.model import is_model_wrapper
 from torch import nn
 
-from pixnerd_plugin.memory import memory
+from pixnerd_plugin.memory import available_memory, memory
 from pixnerd_plugin.models.flops import forward_flops, peak_flops
+
+from .hooks import AtomicCheckpointHook, EMAHook
 
 _STEPS = 4
 _GIB = 2**30
@@ -31,6 +33,7 @@ def scratch_folder(config: Any) -> Iterator[None]:
 def dry_run(runner: Any) -> None:
     """Take a few training steps and print model, data, memory, FLOPs and schedule; save nothing.
 
+    The swap of the averaged weights for samples and a save are made too, but for the disk, because they need memory.
     Every process of a distributed run calls it, and the main one prints. The first step does not count for the rate.
 
     Raises:
@@ -58,15 +61,21 @@ def dry_run(runner: Any) -> None:
         loading.append(loaded - started)
         seconds.append(time.perf_counter() - loaded)
         started = time.perf_counter()
+    # What a run does besides, for the peaks of memory.
+    for hook in runner.hooks:
+        if isinstance(hook, EMAHook):
+            with hook.applied():
+                pass
+    saves = [hook.measure(runner) for hook in runner.hooks if isinstance(hook, AtomicCheckpointHook)]
     if is_main_process():
         step = sum(seconds[1:]) / len(seconds[1:])
         wait = sum(loading[1:]) / len(loading[1:])
-        for line in report(runner, model, batch, step, wait):
+        for line in report(runner, model, batch, step, wait, max(saves, default=0)):
             print(line)
 
 
-def report(runner: Any, model: Any, batch: Any, step: float, wait: float) -> list[str]:
-    """The lines of the report; a training step takes ``step`` seconds, after ``wait`` seconds for its data."""
+def report(runner: Any, model: Any, batch: Any, step: float, wait: float, save: int) -> list[str]:
+    """The lines of the report: a step takes ``step`` s after ``wait`` s for its data, a checkpoint ``save`` bytes."""
     loop, wrapper = runner.train_loop, runner.optim_wrapper
     dataset, batch_size = loop.dataloader.dataset, loop.dataloader.batch_sampler.batch_size
     ranks, counts = get_world_size(), wrapper._accumulative_counts
@@ -83,6 +92,8 @@ def report(runner: Any, model: Any, batch: Any, step: float, wait: float) -> lis
         f'{getattr(dataset, "num_damaged", 0)} damaged in the first batches',
         f'          a batch is {_shape(batch)}',
         f'memory    {_memory(model, wrapper)}',
+        f'          {_host_memory()}',
+        f'saving    {save / _GIB:.3g} GiB a checkpoint, streamed to the disk',
         f'FLOPs     {flops / 1e9:.3g} G a picture forward, {3 * flops * batch_size / 1e12:.3g} T a step and process, '
         f'{total / 1e18:.3g} E in total',
         f'schedule  {loop.max_iters:,} iterations, {-(-loop.max_iters // counts):,} optimiser steps of '
@@ -118,7 +129,14 @@ def _memory(model: nn.Module, wrapper: Any) -> str:
     gradients = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     parts = f'weights {weights / _GIB:.2f}, gradients {gradients / _GIB:.2f}, optimiser {state / _GIB:.2f}'
     if torch.cuda.is_available():
-        return f'peak {torch.cuda.max_memory_allocated() / _GIB:.2f} GiB on the GPU: {parts}, EMA, activations'
-    counted = memory('VmHWM')
-    peak = f'peak {counted[0] / 1024:.2f} GiB resident' if counted else 'peak not known on this system'
-    return f'{peak} on the CPU: {parts}, EMA, activations, libraries'
+        peak = f'peak {torch.cuda.max_memory_allocated() / _GIB:.2f} GiB on the GPU'
+        return f'{peak}, with the EMA in place for samples: {parts}, EMA, activations'
+    return f'on the CPU: {parts}, EMA, activations, libraries'
+
+
+def _host_memory() -> str:
+    counted, free = memory('VmHWM'), available_memory()
+    if counted is None or free is None:
+        return 'peak of the host not known on this system'
+    where = 'the state copied from the GPU to save it included' if torch.cuda.is_available() else 'a save included'
+    return f'peak {counted[0] / 1024:.2f} GiB resident on the host, {where}; {free / 1024:.2f} GiB are free beside it'

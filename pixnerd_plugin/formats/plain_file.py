@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import stat
+import threading
 from pathlib import Path
 from typing import Any
 
 # What was never written reads as zeros. No download or copy leaves a hole of that size by chance.
 MAX_HOLE = 16 * 2**20
 _MOST_HOLES = 1000
+_SEEKING = threading.Lock()
 
 
 def require_file(path: Path, what: str) -> None:
@@ -36,6 +38,15 @@ def read_small(path: Path, limit: int) -> bytes:
     if len(content) > limit:
         raise ValueError(f'{path}: it has more than {limit} bytes')
     return content
+
+
+def read_at(file: int, offset: int, size: int) -> bytes:
+    """``os.pread``, for any number of threads; on Windows, which lacks it, they read one after the other."""
+    if hasattr(os, 'pread'):
+        return os.pread(file, size, offset)
+    with _SEEKING:
+        os.lseek(file, offset, os.SEEK_SET)
+        return os.read(file, size)
 
 
 def read_json(path: Path, limit: int = 2 * 2**20) -> Any:

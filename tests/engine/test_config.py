@@ -1,10 +1,11 @@
 import sys
+from pathlib import Path
 
 import pytest
 
 from pixnerd_plugin.engine.config import hide_broken_torchvision, load_config
 from pixnerd_plugin.engine.config_check import accepted_arguments
-from tests.training import ROOT
+from tests.training import DATA, ROOT
 
 DIGITS = ROOT / 'mm_configs/pixnerd_digits.py'
 
@@ -20,6 +21,15 @@ def test_a_torchvision_that_fails_to_import_counts_as_absent(tmp_path, monkeypat
     with pytest.raises(ModuleNotFoundError):
         __import__('torchvision')
     hide_broken_torchvision()
+
+
+def test_defaults_hold_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.delenv('PIXNERD_TINY_QWEN3', raising=False)
+    monkeypatch.chdir(tmp_path)
+    config = load_config(ROOT / 'mm_configs/pixnerd_t2i_tiny.py')
+    assert Path(config.model.conditioner.model).resolve() == DATA / 'qwen3_tiny'
+    monkeypatch.setenv('PIXNERD_TINY_QWEN3', '/mine')
+    assert load_config(ROOT / 'mm_configs/pixnerd_t2i_tiny.py').model.conditioner.model == '/mine'
 
 
 @pytest.mark.parametrize(

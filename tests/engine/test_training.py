@@ -1,5 +1,7 @@
 """Whole training runs: resumed, killed, on several processes. What is resumed equals what was never stopped."""
 
+import os
+import platform
 import runpy
 import signal
 import subprocess
@@ -12,11 +14,13 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torch.utils.data._utils import signal_handling
 
 from pixnerd_plugin import load_backbone
 from pixnerd_plugin.checkpoints.layouts.published import to_published
 from pixnerd_plugin.datasets.shard_scan import scan_shard
 from pixnerd_plugin.datasets.shards import Shard, write_shard_index
+from pixnerd_plugin.engine import preemption
 from pixnerd_plugin.registry import MODELS
 from tests.training import CONFIG, ROOT, assert_same_training_state, load, logged, run_tool, start_tool, train
 
@@ -116,6 +120,22 @@ def test_real_data_goes_on_where_it_was(tmp_path, kind, workers):
     train_whole_and_in_parts(tmp_path, options)
 
 
+def test_training_needs_nothing_that_windows_lacks(tmp_path, monkeypatch):
+    for module, name in ((os, 'pread'), (os, 'set_blocking'), (os, 'mkfifo'), (signal, 'SIGCHLD')):
+        monkeypatch.delattr(module, name)
+    monkeypatch.setitem(sys.modules, 'resource', None)
+    monkeypatch.setattr(platform, 'system', lambda: 'Windows')  # for mmengine
+    # What these two do there is other than here, where they need what is gone.
+    monkeypatch.setattr(signal, 'set_wakeup_fd', lambda *args, **options: None)
+    monkeypatch.setattr(signal_handling, '_set_SIGCHLD_handler', lambda: None)
+    monkeypatch.setattr(preemption, '_watching', False)
+    write_images(tmp_path)
+    dataset = SHARDS | dict(data_root=str(tmp_path / 'shards'), index=str(tmp_path / 'index'), _delete_=True)
+    for workers in (0, 1):
+        options = dict(train_dataloader__dataset=dataset, train_dataloader__num_workers=workers)
+        train(tmp_path / f'work_{workers}', train_cfg__max_iters=1, **options)
+
+
 @pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, uninterrupted):
     command = [sys.executable, 'tools/train.py', CONFIG, '--work-dir', tmp_path, '--resume']
@@ -193,6 +213,7 @@ def test_mistakes_end_in_one_line(tmp_path, uninterrupted, monkeypatch):
         'model.backbone.type=Nothing is not known': [CONFIG, '--cfg-options', 'model.backbone.type=Nothing'],
         "data_root 'nowhere' does not exist": [CONFIG, '--cfg-options', *IMAGE_FOLDER],
         'no auto_scale_lr': [CONFIG, '--auto-scale-lr'],
+        'together with --resume': [CONFIG, '--reset-schedule'],
         'use tools/dist_train.sh': [CONFIG, '--launcher', 'pytorch'],
     }
     for message, arguments in mistakes.items():

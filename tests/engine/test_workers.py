@@ -18,6 +18,7 @@ def test_no_process_with_threads_is_forked_for_data(tmp_path, monkeypatch):
     assert (tmp_path / 'iter_1.pth').exists()
 
 
+@pytest.mark.filterwarnings('ignore:Got pickle error')
 def test_what_pickle_does_not_take_is_named(tmp_path):
     @TRANSFORMS.register_module(name='Local', force=True)
     class Local:
@@ -43,8 +44,11 @@ def test_workers_end_with_the_process_that_they_load_for(tmp_path):
     assert len(marked(mark)) >= 3, 'the program, a server and a worker'
     process.kill()
     process.wait()
-    while marked(mark):
-        time.sleep(0.05)
+    for _ in range(600):
+        if not marked(mark):
+            return
+        time.sleep(0.1)
+    pytest.fail(f'{len(marked(mark))} processes outlive it')
 
 
 def marked(mark: str) -> list[str]:

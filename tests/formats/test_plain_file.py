@@ -3,7 +3,15 @@ import os
 
 import pytest
 
-from pixnerd_plugin.formats.plain_file import MAX_HOLE, parse_json, read_json, read_small, require_file, require_written
+from pixnerd_plugin.formats.plain_file import (
+    MAX_HOLE,
+    parse_json,
+    read_at,
+    read_json,
+    read_small,
+    require_file,
+    require_written,
+)
 
 
 def test_plain_files_are_read(tmp_path):
@@ -13,6 +21,15 @@ def test_plain_files_are_read(tmp_path):
     assert read_small(path, 100) == path.read_bytes()
     require_file(path, 'file')
     require_written(path)
+
+
+@pytest.mark.parametrize('windows', [False, True])
+def test_bytes_at_an_offset(tmp_path, monkeypatch, windows):
+    if windows:
+        monkeypatch.delattr(os, 'pread')
+    (tmp_path / 'a').write_bytes(bytes(range(100)))
+    with open(tmp_path / 'a', 'rb') as file:
+        assert [read_at(file.fileno(), offset, 3) for offset in (90, 5, 98)] == [b'Z[\\', b'\5\6\7', b'bc']
 
 
 def test_pipes_devices_and_folders_are_not_opened(tmp_path):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from typing import Any
 
 import mmengine.runner.checkpoint
 import mmengine.runner.runner
+import torch
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, get_file_backend, register_backend
 from mmengine.hooks import CheckpointHook
@@ -41,14 +43,25 @@ class AtomicLocalBackend(LocalBackend):
 
 
 @contextmanager
-def _streamed() -> Iterator[None]:
+def _streamed(write: Callable[[Path, Any], Any] = save_torch) -> Iterator[None]:
     """Have mmengine's Runner write a checkpoint straight to the disk; its own function makes two copies in memory."""
     original = mmengine.runner.runner.save_checkpoint
-    mmengine.runner.runner.save_checkpoint = lambda checkpoint, filename, **_: save_torch(Path(filename), checkpoint)
+    mmengine.runner.runner.save_checkpoint = lambda checkpoint, filename, **_: write(Path(filename), checkpoint)
     try:
         yield
     finally:
         mmengine.runner.runner.save_checkpoint = original
+
+
+class _Size(io.BytesIO):
+    """A file that counts what is written to it, and keeps nothing."""
+
+    total = 0
+
+    def write(self, data: Any) -> int:
+        size = memoryview(data).nbytes
+        self.total += size
+        return size
 
 
 @contextmanager
@@ -147,20 +160,30 @@ class AtomicCheckpointHook(CheckpointHook):
         if self.last_ckpt is None or os.path.basename(self.last_ckpt) != name:
             self._save_checkpoint_with_step(runner, runner.iter, meta=dict(epoch=runner.epoch, iter=runner.iter))
 
+    def measure(self, runner: Any) -> int:
+        """Size of a checkpoint in bytes, on rank 0: everything of a save happens but the writing; elsewhere 0."""
+        size = _Size()
+        with _streamed(lambda path, checkpoint: torch.save(checkpoint, size)):
+            self._call_runner(runner, 'measured.pth', dict(epoch=runner.epoch, iter=runner.iter))
+        return size.total
+
+    def _call_runner(self, runner: Any, name: str, meta: dict[str, Any]) -> None:
+        runner.save_checkpoint(
+            self.out_dir,
+            name,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta=meta,
+            by_epoch=self.by_epoch,
+            backend_args=self.backend_args,
+        )
+
     def _save_checkpoint_with_step(self, runner: Any, step: int, meta: dict[str, Any]) -> None:
         name = self.filename_tmpl.format(step)
         path = self.file_backend.join_path(self.out_dir, name)
         try:
             with busy(), _streamed() if self.backend_args == dict(backend=BACKEND) else _no_file_client():
-                runner.save_checkpoint(
-                    self.out_dir,
-                    name,
-                    save_optimizer=self.save_optimizer,
-                    save_param_scheduler=self.save_param_scheduler,
-                    meta=meta,
-                    by_epoch=self.by_epoch,
-                    backend_args=self.backend_args,
-                )
+                self._call_runner(runner, name, meta)
             if is_main_process():
                 self.file_backend.put_text(path, self.file_backend.join_path(runner.work_dir, 'last_checkpoint'))
         except OSError as error:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from mmengine.fileio import get_file_backend
 
-from pixnerd_plugin.engine.hooks.checkpoint import BACKEND
+from pixnerd_plugin.engine.hooks.checkpoint import BACKEND, AtomicCheckpointHook
 from pixnerd_plugin.engine.plain import plain
 from tests.training import load, train
 
@@ -70,6 +70,14 @@ def test_nothing_is_serialised_in_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(mmengine.runner.runner, 'save_checkpoint', refuse)
     train(tmp_path, train_cfg__max_iters=1)
     assert load(tmp_path / 'iter_1.pth')['meta']['iter'] == 1
+
+
+def test_a_save_is_measured_without_writing(tmp_path):
+    runner = train(tmp_path, train_cfg__max_iters=1)
+    before = set(tmp_path.rglob('*'))
+    (hook,) = [hook for hook in runner.hooks if isinstance(hook, AtomicCheckpointHook)]
+    assert hook.measure(runner) == pytest.approx((tmp_path / 'iter_1.pth').stat().st_size, rel=0.02)
+    assert set(tmp_path.rglob('*')) == before
 
 
 def test_the_message_hub_does_not_grow(tmp_path):
