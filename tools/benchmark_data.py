@@ -14,24 +14,13 @@ import io
 import multiprocessing
 import os
 import platform
-import sys
 import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-
-import numpy as np
-import torch
-from PIL import Image, ImageFilter
-from tqdm import tqdm
-
-from pixnerd_plugin.datasets import CaptionFolder, ImageDataset, ResumableSampler, ShardDataset
-from pixnerd_plugin.datasets.image_folder import list_images
-from pixnerd_plugin.datasets.shard_scan import scan_shard
-from pixnerd_plugin.datasets.shards import PAIR, Shard, write_shard_index
-from pixnerd_plugin.memory import memory
+from typing import Any
 
 SHARDS = 1000
 LOOKUPS = 20_000
@@ -39,6 +28,11 @@ LOOKUPS = 20_000
 
 def pictures(folder: str | None, count: int) -> Iterator[tuple[str, bytes]]:
     """Yield (suffix, encoded picture): files below a folder, or synthetic JPEGs of about ImageNet's size."""
+    import numpy as np
+    from PIL import Image, ImageFilter
+
+    from pixnerd_plugin.datasets.image_folder import list_images
+
     if folder is not None:
         for path in list_images(folder)[:count]:
             yield Path(path).suffix, Path(path).read_bytes()
@@ -53,6 +47,9 @@ def pictures(folder: str | None, count: int) -> Iterator[tuple[str, bytes]]:
 
 def write_pairs(folder: Path, found: Iterator[tuple[str, bytes]]) -> int:
     """Write the pictures with captions as files and as a shard with its index; return their mean size in bytes."""
+    from pixnerd_plugin.datasets.shard_scan import scan_shard
+    from pixnerd_plugin.datasets.shards import Shard, write_shard_index
+
     (folder / 'files').mkdir()
     sizes = []
     with tarfile.open(folder / '0.tar', 'w') as tar:
@@ -66,10 +63,14 @@ def write_pairs(folder: Path, found: Iterator[tuple[str, bytes]]) -> int:
     pairs, _ = scan_shard(str(folder / '0.tar'))
     shard = Shard('0.tar', os.path.getsize(folder / '0.tar'), len(pairs))
     write_shard_index(str(folder / 'index'), [(shard, pairs)])
-    return int(np.mean(sizes))
+    return sum(sizes) // len(sizes)
 
 
-def images_per_second(dataset: ImageDataset) -> float:
+def images_per_second(dataset: Any) -> float:
+    from tqdm import tqdm
+
+    from pixnerd_plugin.datasets import ResumableSampler
+
     visits = list(islice(ResumableSampler(dataset), len(dataset)))
     dataset[visits[0]]
     start = time.process_time()
@@ -79,6 +80,10 @@ def images_per_second(dataset: ImageDataset) -> float:
 
 
 def throughput(folder: str | None, count: int) -> None:
+    import torch
+
+    from pixnerd_plugin.datasets import CaptionFolder, ShardDataset
+
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
         size = write_pairs(Path(scratch), pictures(folder, count))
@@ -96,6 +101,8 @@ def throughput(folder: str | None, count: int) -> None:
 
 def open_and_look_up(root: str, count: int) -> tuple[float, float, float]:
     """Return the seconds until the first pair, and the MiB of private and of file-backed memory that were added."""
+    from pixnerd_plugin.datasets import ResumableSampler, ShardDataset
+
     before = memory_kinds()
     start = time.perf_counter()
     dataset = ShardDataset(data_root=root, index=f'{root}/{count}')
@@ -110,11 +117,17 @@ def open_and_look_up(root: str, count: int) -> tuple[float, float, float]:
 
 def memory_kinds() -> tuple[float, float]:
     """MiB of this process that are its own (what it shares with its workers only, too), and file-backed."""
+    from pixnerd_plugin.memory import memory
+
     anonymous, shared, backed = memory('RssAnon', 'RssShmem', 'RssFile')
     return anonymous + shared, backed
 
 
 def measure_memory(most: int) -> None:
+    import numpy as np
+
+    from pixnerd_plugin.datasets.shards import PAIR, Shard, write_shard_index
+
     print('     pairs   index MiB   start s   private MiB   file-backed MiB')
     with tempfile.TemporaryDirectory() as root:
         for number in range(SHARDS):
@@ -135,24 +148,31 @@ def cpu_name() -> str:
     return names[0].split(':')[1].strip() if names else platform.processor()
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('what', nargs='?', choices=('throughput', 'memory', 'all'), default='all')
     parser.add_argument('--data', metavar='DIR', help='real pictures to load (default: synthetic JPEGs)')
     parser.add_argument('--count', type=int, default=300, help='pictures to load (default: %(default)s)')
     parser.add_argument('--pairs', type=int, default=10_000_000, help='largest synthetic index (default: %(default)s)')
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main(args: argparse.Namespace) -> None:
+    import torch
+
     if not Path('/proc/self/status').exists():
-        sys.exit('error: memory is read from /proc, which this system does not have; run it on Linux')
+        raise OSError('memory is read from /proc, which this system does not have; run it on Linux')
     print(f'{cpu_name()}, Python {platform.python_version()}, torch {torch.__version__}')
-    try:
-        if args.what in ('throughput', 'all'):
-            throughput(args.data, args.count)
-        if args.what in ('memory', 'all'):
-            measure_memory(args.pairs)
-    except (OSError, ValueError) as error:
-        sys.exit(f'error: {error}')
+    if args.what in ('throughput', 'all'):
+        throughput(args.data, args.count)
+    if args.what in ('memory', 'all'):
+        measure_memory(args.pairs)
 
 
 if __name__ == '__main__':
-    main()
+    arguments = parse_args()
+    # Only now, because it imports torch: --help answers at once.
+    from pixnerd_plugin.cli import one_line_errors
+
+    with one_line_errors():
+        main(arguments)

@@ -1,6 +1,7 @@
 """Options that several commands read alike. Nothing here imports torch: ``--help`` answers at once."""
 
 import argparse
+import os
 import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable
@@ -67,6 +68,12 @@ def add_compute(parser: argparse._ActionsContainer) -> None:
         '--pack',
         action=argparse.BooleanOptionalAction,
         help='hold the weights as products on a CPU read them; by default where that is faster (AVX-512)',
+    )
+
+
+def add_workers(parser: argparse._ActionsContainer, what: str) -> None:
+    parser.add_argument(
+        '--workers', type=numbers(1), default=os.cpu_count(), metavar='N', help=f'{what} (default: all cores)'
     )
 
 

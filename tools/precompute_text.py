@@ -26,6 +26,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--index', metavar='FILE', help='index of the tar shards in INPUT (tools/build_shard_index.py)')
     parser.add_argument('--model', required=True, help='folder (or cached hub id) of the text encoder, Qwen3-1.7B')
     parser.add_argument('--caption-key', default='caption', help='field of .json captions (default: %(default)s)')
+    parser.add_argument(
+        '--one-caption-per-file', action='store_true', help='all lines of a text are one caption, not one each'
+    )
     parser.add_argument('--max-length', type=int, default=128, help='tokens per caption (default: %(default)s)')
     parser.add_argument('--dtype', default='bfloat16', help='bfloat16 or float32 (default: %(default)s)')
     parser.add_argument('--batch-size', type=int, default=32, help='captions at once (default: %(default)s)')
@@ -41,7 +44,7 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def read_captions(source: Path, index: str | None, caption_key: str) -> Iterator[str]:
+def read_captions(source: Path, index: str | None, **settings: Any) -> Iterator[str]:
     """All captions of ``source``, in its order; an empty one for a picture whose caption is missing or unreadable."""
     from tqdm import tqdm
 
@@ -51,9 +54,7 @@ def read_captions(source: Path, index: str | None, caption_key: str) -> Iterator
 
     if source.is_dir():
         pictures: Any = (
-            ShardDataset(str(source), index, caption_key=caption_key)
-            if index
-            else CaptionFolder(str(source), caption_key=caption_key)
+            ShardDataset(str(source), index, **settings) if index else CaptionFolder(str(source), **settings)
         )
         for number in tqdm(range(len(pictures)), 'reading captions', unit='picture', disable=None):
             yield from pictures.captions(number)
@@ -81,7 +82,8 @@ def main(args: argparse.Namespace) -> None:
 
     # The empty caption is that of pictures without one. A caption belongs to the process that its digest names, so that
     # a repeated one is encoded once.
-    captions = dict.fromkeys(['', *read_captions(args.input, args.index, args.caption_key)])
+    reading = dict(caption_key=args.caption_key, one_caption_per_file=args.one_caption_per_file)
+    captions = dict.fromkeys(['', *read_captions(args.input, args.index, **reading)])
     own = [text for text in captions if int.from_bytes(caption_key(text), 'big') % args.num_shards == args.shard]
 
     args.out.mkdir(parents=True, exist_ok=True)
@@ -106,7 +108,10 @@ def main(args: argparse.Namespace) -> None:
             store.write(f'{name}-{number:06d}', part, torch.cat(batches), settings)
             number += 1
 
-    print(f'{args.out}: {len(own)} captions of this process, {len(todo)} of them new')
+    cut = (
+        f'; {encoder.num_cut} were cut to {args.max_length} tokens: {encoder.first_cut!r}, …' if encoder.num_cut else ''
+    )
+    print(f'{args.out}: {len(own)} captions of this process, {len(todo)} of them new{cut}')
 
 
 if __name__ == '__main__':

@@ -38,17 +38,23 @@ class ImageDataset(BaseDataset):
     Args:
         pipeline: transforms, built or as dicts for the `TRANSFORMS` registry (mmcv's included).
         max_damaged: maximum share, in [0, 1], of damaged pictures among those seen so far, counted over all workers of
-            this rank, each picture once. Above it, `TooManyDamaged` is raised.
+            this rank, each picture once. Above it, `TooManyDamaged` is raised. 0 allows none.
+        tolerated_damaged: so many damaged pictures end no run, however few there are to see (unless it is all of them).
         kwargs: mmengine's `BaseDataset` arguments.
     """
 
     fingerprint: str
     """Identifies the list of samples, not their content; it does not depend on where the data is."""
 
-    def __init__(self, pipeline: Sequence[Any] = (), max_damaged: float = 0.01, **kwargs: Any):
+    def __init__(
+        self, pipeline: Sequence[Any] = (), max_damaged: float = 0.01, tolerated_damaged: int = 10, **kwargs: Any
+    ):
         if not 0 <= max_damaged <= 1:
             raise ValueError(f'max_damaged={max_damaged} must be a share in [0, 1]')
+        if tolerated_damaged < 0:
+            raise ValueError(f'tolerated_damaged={tolerated_damaged} must be at least 0')
         self.max_damaged = max_damaged
+        self.tolerated_damaged = tolerated_damaged if max_damaged else 0
         # Built here, because mmengine's Compose uses the default scope, which only a Runner sets.
         super().__init__(pipeline=[build(TRANSFORMS, step) for step in pipeline], **kwargs)
 
@@ -94,7 +100,8 @@ class ImageDataset(BaseDataset):
         if self._damaged.add(index):
             log_fault(f'damaged picture skipped: {self.describe(index)}: {fault}')
         seen = min(len(self), max(int(self._visits), _MIN_VISITS_JUDGED))
-        if self.num_damaged > self.max_damaged * seen or self.num_damaged == len(self):
+        allowed = max(self.max_damaged * seen, self.tolerated_damaged)
+        if self.num_damaged > allowed or self.num_damaged == len(self):
             raise TooManyDamaged(
                 f'{self.num_damaged} damaged pictures among {seen}, more than max_damaged={self.max_damaged} allows; '
                 f'the last is {self.describe(index)} ({fault}); repair or remove the files named in the log'

@@ -10,21 +10,23 @@ from pixnerd_plugin.formats.plain_file import parse_json
 from .base import ImageDataset, log_fault
 from .faults import Tally
 
-CAPTION_SUFFIXES = ('.txt', '.json')
+# In the order in which they are looked for. An index of shards names them by their place here.
+CAPTION_SUFFIXES = ('.txt', '.json', '.caption')
 MAX_CAPTION_BYTES = 2**20
 
 # So that a data set whose captions are all unreadable does not fill the disk with log lines.
 _MAX_NAMED = 100
 
 
-def parse_captions(encoded: bytes, suffix: str, key: str = 'caption') -> list[str]:
+def parse_captions(encoded: bytes, suffix: str, key: str = 'caption', one_per_file: bool = False) -> list[str]:
     """Return the captions in a file's bytes: at least one, and none empty.
 
     Args:
-        encoded: UTF-8. A `.txt` has one caption per line; a `.json` is an object whose field `key` is a string or a
-            list of strings.
-        suffix: '.txt' or '.json'.
+        encoded: UTF-8. A `.txt` or `.caption` has one caption per line; a `.json` is an object whose field `key` is a
+            string or a list of strings.
+        suffix: one of `CAPTION_SUFFIXES`.
         key: field of a `.json`.
+        one_per_file: the lines of a text are one caption, joined by spaces, and not one each.
 
     Raises:
         ValueError: if there are more than `MAX_CAPTION_BYTES`, they are not UTF-8 or not JSON, or they have no such
@@ -34,8 +36,8 @@ def parse_captions(encoded: bytes, suffix: str, key: str = 'caption') -> list[st
         raise ValueError(f'more than {MAX_CAPTION_BYTES} bytes of captions')
     text = encoded.decode('utf-8-sig')
     captions: Any
-    if suffix == '.txt':
-        captions = text.splitlines()
+    if suffix != '.json':
+        captions = [' '.join(text.split())] if one_per_file else text.splitlines()
     else:
         fields = parse_json(text)
         found = fields.get(key) if isinstance(fields, dict) else None
@@ -63,11 +65,12 @@ class CaptionedDataset(ImageDataset):
 
     Args:
         caption_key: field of `.json` captions.
+        one_caption_per_file: a text file holds one caption, of several lines or paragraphs, and not one a line.
         kwargs: `ImageDataset`'s arguments.
     """
 
-    def __init__(self, caption_key: str = 'caption', **kwargs: Any):
-        self.caption_key = caption_key
+    def __init__(self, caption_key: str = 'caption', one_caption_per_file: bool = False, **kwargs: Any):
+        self.caption_key, self.one_caption_per_file = caption_key, one_caption_per_file
         super().__init__(**kwargs)
 
     def full_init(self) -> None:
@@ -89,7 +92,7 @@ class CaptionedDataset(ImageDataset):
             read: returns the caption's bytes and suffix; raises OSError or ValueError if there is none.
         """
         try:
-            info['captions'] = parse_captions(*read(), self.caption_key)
+            info['captions'] = parse_captions(*read(), self.caption_key, self.one_caption_per_file)
         except (OSError, ValueError) as fault:
             info['captions'] = ['']
             if self._uncaptioned.add(info['sample_idx']) and self.num_uncaptioned <= _MAX_NAMED:

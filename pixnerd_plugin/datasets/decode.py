@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import stat
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import IO
 
@@ -19,10 +20,26 @@ from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 from .faults import DamagedImage
 
 # Pillow recognises more formats by their content, whatever the file's name; for one of them it starts Ghostscript.
-FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'TIFF', 'WEBP')
+SUFFIXES = dict(
+    JPEG=('.jpg', '.jpeg', '.jfif'),
+    PNG=('.png',),
+    WEBP=('.webp',),
+    BMP=('.bmp',),
+    GIF=('.gif',),
+    TIFF=('.tif', '.tiff'),
+    AVIF=('.avif',),
+    HEIF=('.heic', '.heif'),
+)
+IMAGE_SUFFIXES = tuple(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
+
+# What decodes the formats that not every Pillow knows.
+_NEEDS = dict(AVIF='Pillow 11.3 or newer', HEIF='pip install pillow-heif')
 
 # The size of the largest image that Pillow decodes by default, at 3 bytes a pixel.
 MAX_IMAGE_BYTES = 2**28
+
+# Bytes of a picture within which its header nearly always is.
+_HEADER = 2**14
 
 # Each scan of a progressive JPEG goes over all pixels, and takes only 100 bytes. Encoders write about 10.
 MAX_SCANS = 16
@@ -31,6 +48,7 @@ MAX_SCANS = 16
 _DECODE_ERRORS = (
     OSError,
     EOFError,
+    RuntimeError,  # of the decoders of AVIF and HEIF
     SyntaxError,
     ValueError,
     LookupError,
@@ -48,8 +66,8 @@ def decode_image(source: str | os.PathLike[str] | bytes, exif_orientation: bool 
     """Decode a file, or the bytes of one, to RGB.
 
     Raises:
-        DamagedImage: if it cannot be decoded, has none of `FORMATS`, is larger than `MAX_IMAGE_BYTES`, or has more
-            pixels than Pillow's ``Image.MAX_IMAGE_PIXELS``, or as many in `MAX_SCANS` scans.
+        DamagedImage: if it cannot be decoded, has none of the formats in `SUFFIXES`, is larger than `MAX_IMAGE_BYTES`,
+            or has more pixels than Pillow's ``Image.MAX_IMAGE_PIXELS``, or as many in `MAX_SCANS` scans.
     """
     with _faults(), _opened(source) as file, Image.open(file, formats=_formats()) as picture:
         _check_scans(file, picture)
@@ -63,7 +81,7 @@ def picture_shape(source: str | os.PathLike[str] | bytes) -> tuple[int, int]:
     """Height and width of a picture as displayed, from its header alone; `source` may be the first bytes of a file.
 
     Raises:
-        DamagedImage: if it has no readable header of one of `FORMATS`.
+        DamagedImage: if it has no readable header of one of the formats in `SUFFIXES`.
     """
     with _faults(), _opened(source) as file, Image.open(file, formats=_formats()) as picture:
         width, height = picture.size
@@ -75,6 +93,16 @@ def picture_shape(source: str | os.PathLike[str] | bytes) -> tuple[int, int]:
             turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
             return (width, height) if turned else (height, width)
         return height, width
+
+
+def encoded_shape(read: Callable[[int], bytes], size: int) -> tuple[int, int]:
+    """`picture_shape` of a picture of `size` bytes, of which ``read(n)`` returns the first n."""
+    try:
+        return picture_shape(read(min(size, _HEADER)))
+    except DamagedImage:
+        if size <= _HEADER:
+            raise
+        return picture_shape(read(size))  # a header may come late, after a preview or a colour profile
 
 
 @contextmanager
@@ -119,9 +147,23 @@ def _check_scans(file: IO[bytes], picture: Image.Image) -> None:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that this Pillow was built with."""
+    """Those of `SUFFIXES` that this Pillow, and pillow-heif if it is installed, can decode."""
     Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
+    with suppress(ImportError):
+        importlib.import_module('pillow_heif').register_heif_opener()
+    return tuple(name for name in SUFFIXES if name in Image.OPEN)
+
+
+@cache
+def readable_suffixes() -> tuple[str, ...]:
+    """The suffixes, in lower case, of pictures that can be decoded here."""
+    return tuple(suffix for name in _formats() for suffix in SUFFIXES[name])
+
+
+def missing_decoder(suffix: str) -> str | None:
+    """What to install for pictures with this suffix; None if they can be decoded, or are no pictures."""
+    names = [name for name, suffixes in SUFFIXES.items() if suffix in suffixes and name not in _formats()]
+    return _NEEDS.get(names[0], 'another build of Pillow') if names else None
 
 
 def _opened(source: str | os.PathLike[str] | bytes) -> IO[bytes]:

@@ -1,6 +1,8 @@
-"""Damaged pictures: the exceptions for one and for too many, and a tally of them."""
+"""What cannot be used: the exceptions for a damaged picture and for too many, and tallies of what is skipped."""
 
 from __future__ import annotations
+
+from collections import Counter
 
 import torch
 
@@ -16,6 +18,32 @@ class TooManyDamaged(RuntimeError):
         # torch rebuilds an exception from a worker with the whole traceback as its message. The user needs what
         # follows the last class name.
         super().__init__(message.rsplit(f'{type(self).__name__}: ', 1)[-1].strip())
+
+
+def printable(name: str) -> str:
+    """A name made safe for a line of a log or a terminal."""
+    return name if name.isprintable() else ascii(name)
+
+
+class Skipped:
+    """What a data set leaves out: how many of each kind, and the first of each, for one line in the log."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self._first: dict[str, str] = {}
+
+    def add(self, kind: str, where: str) -> None:
+        self.counts[kind] += 1
+        self._first.setdefault(kind, printable(where))
+
+    def __bool__(self) -> bool:
+        return bool(self.counts)
+
+    def __str__(self) -> str:
+        return ', '.join(
+            f'{printable(kind)}: {count} ({self._first[kind]}{", …" if count > 1 else ""})'
+            for kind, count in sorted(self.counts.items())
+        )
 
 
 class Tally:

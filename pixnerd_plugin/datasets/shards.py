@@ -1,8 +1,9 @@
 """Tar shards in webdataset layout, read map-style through an index.
 
-The index is one file: a record of 32 bytes for each pair (`PAIR`), a JSON footer that describes the shards, the
-footer's length, and a magic number. Records are read on demand through the page cache, which all ranks and workers
-share, so more pairs cost almost no memory per process and no time at the start.
+The index is one file: a record of 32 bytes for each pair (`PAIR`), perhaps the pictures' shapes, 4 bytes each
+(`SHAPE`), a JSON footer that describes the shards, the footer's length, and a magic number. Records are read on demand
+through the page cache, which all ranks and workers share, so more pairs cost almost no memory per process and no time
+at the start.
 
 The footer has a checksum of each block of `BLOCK` records, compared whenever one of them is read, and one of all
 records. An index of version 0.1 has only the latter, which is then compared when the index is opened.
@@ -30,11 +31,11 @@ from pixnerd_plugin.registry import DATASETS
 
 from .base import digest
 from .captions import CAPTION_SUFFIXES, MAX_CAPTION_BYTES, CaptionedDataset
-from .decode import MAX_IMAGE_BYTES, picture_shape
+from .decode import MAX_IMAGE_BYTES, encoded_shape
 from .faults import DamagedImage
 from .image_folder import checked_folder
 
-# Offsets and sizes are in bytes. caption_kind: 0 none, 1 .txt, 2 .json.
+# Offsets and sizes are in bytes. caption_kind: 0 none, else the place in CAPTION_SUFFIXES, from 1.
 PAIR = np.dtype(
     [
         ('shard', '<u4'),
@@ -45,11 +46,15 @@ PAIR = np.dtype(
         ('caption_offset', '<u8'),
     ]
 )
+# Height and width of a picture in pixels, as displayed; of larger ones, their ratio. 0: not known.
+SHAPE = np.dtype([('height', '<u2'), ('width', '<u2')])
+MAX_SIDE = 2**16 - 1
+
+SCANNED = np.dtype([*PAIR.descr, *SHAPE.descr])
+"""A pair with the shape of its picture, as `scan_shard` finds it."""
+
 _MAGIC = b'PNSHARD1'
 _TAIL = len(_MAGIC) + 8
-
-# Bytes of a picture within which its header nearly always is.
-_HEADER = 2**14
 
 BLOCK = 256
 """Number of records that share a checksum. Reading one reads all of them, 8 KiB."""
@@ -73,7 +78,10 @@ _SHARD = dict(
 )
 _ROW = Rule('a list of name, size and num_pairs', lambda value: type(value) is list and len(value) == len(_SHARD))
 _FOOTER = dict(
-    shards=sequence(_ROW, 1, MAX_SHARDS), records_sha256=text(64), records_crc32=text(8 * -(-MAX_PAIRS // BLOCK))
+    shards=sequence(_ROW, 1, MAX_SHARDS),
+    records_sha256=text(64),
+    records_crc32=text(8 * -(-MAX_PAIRS // BLOCK)),
+    shapes_crc32=integer(0, 2**32 - 1),
 )
 
 
@@ -97,12 +105,21 @@ class Pair(NamedTuple):
 
 
 def write_shard_index(path: str, shards: Iterable[tuple[Shard, np.ndarray]]) -> None:
-    """Write an index atomically from each shard and its pairs, whose `shard` field is filled in here."""
-    written, sha, checksums, pending = [], hashlib.sha256(), bytearray(), b''
+    """Write an index atomically from each shard and its pairs, whose `shard` field is filled in here.
+
+    Pairs are of dtype `PAIR`, or all of them `SCANNED`; then the index has the shapes too.
+    """
+    written, sha, checksums, pending, shapes, total = [], hashlib.sha256(), bytearray(), b'', bytearray(), 0
     size = BLOCK * PAIR.itemsize
     with atomic_path(path) as temporary, open(temporary, 'wb') as file:
-        for number, (shard, pairs) in enumerate(shards):
+        for number, (shard, found) in enumerate(shards):
+            pairs = np.zeros(len(found), PAIR)
+            for name in PAIR.names or ():
+                pairs[name] = found[name]
             pairs['shard'] = number
+            total += len(pairs)
+            if found.dtype == SCANNED:
+                shapes += np.stack((found['height'], found['width']), axis=1).tobytes()
             file.write(pairs.tobytes())
             sha.update(pairs.tobytes())
             written.append(shard)
@@ -113,7 +130,10 @@ def write_shard_index(path: str, shards: Iterable[tuple[Shard, np.ndarray]]) -> 
             pending = pending[whole:]
         if pending:
             checksums += zlib.crc32(pending).to_bytes(4, 'little')
-        footer = dict(shards=written, records_sha256=sha.hexdigest(), records_crc32=checksums.hex())
+        footer: dict[str, Any] = dict(shards=written, records_sha256=sha.hexdigest(), records_crc32=checksums.hex())
+        if total and len(shapes) == total * SHAPE.itemsize:
+            file.write(shapes)
+            footer['shapes_crc32'] = zlib.crc32(shapes)
         encoded = json.dumps(footer).encode()
         file.write(encoded + len(encoded).to_bytes(8, 'little') + _MAGIC)
 
@@ -138,10 +158,11 @@ class ShardIndex:
         except ValueError as error:
             raise ValueError(f'{path!r} is no whole shard index: {error}; {self._rebuild} again') from None
         self.shards = [Shard(*row) for row in footer['shards']]
-        # Leaves out the checksums of blocks, so that runs can resume after an older index has been built again.
+        # Without the shapes and the checksums of blocks: runs can resume after an older index has been built again.
         described = dict(shards=self.shards, records_sha256=footer['records_sha256'])
         self.fingerprint = digest([json.dumps(described)])
         self._starts = np.cumsum([0, *(shard.num_pairs for shard in self.shards)])
+        self._shapes_crc32 = footer.get('shapes_crc32')
         self._reader = ShardReader([path])
 
     def _read_footer(self) -> dict[str, Any]:
@@ -162,7 +183,8 @@ class ShardIndex:
         for number, row in enumerate(footer['shards']):
             check_table(f'shard {number}', dict(zip(_SHARD, row, strict=True)), _SHARD)
         num_pairs = sum(row[2] for row in footer['shards'])
-        if num_pairs == 0 or num_pairs * PAIR.itemsize != start:
+        each = PAIR.itemsize + (SHAPE.itemsize if 'shapes_crc32' in footer else 0)
+        if num_pairs == 0 or num_pairs * each != start:
             raise ValueError(f'it should hold {num_pairs} pairs, at least 1, but its length differs')
         integer(1, MAX_PAIRS).check('its number of pairs', num_pairs)
         self._checksums = self._read_checksums(footer, num_pairs)
@@ -203,6 +225,21 @@ class ShardIndex:
         if not self._fits(pair, int(index)):
             raise ValueError(f'{self.path!r}: pair {index} does not lie in its shard; {self._rebuild} again')
         return pair
+
+    def shapes(self) -> np.ndarray | None:
+        """Height and width of each picture as displayed, (N, 2), 0 where they are not known; None in an older index.
+
+        Raises:
+            ValueError: if they do not match their checksum.
+        """
+        if self._shapes_crc32 is None:
+            return None
+        with open(self.path, 'rb') as file:
+            file.seek(len(self) * PAIR.itemsize)
+            encoded = file.read(len(self) * SHAPE.itemsize)
+        if zlib.crc32(encoded) != self._shapes_crc32:
+            raise ValueError(f'{self.path!r}: the shapes do not fit their checksum; {self._rebuild} again')
+        return np.frombuffer(encoded, '<u2').reshape(-1, 2)
 
     def _fits(self, pair: Pair, index: int) -> bool:
         if pair.shard >= len(self.shards) or not self._starts[pair.shard] <= index < self._starts[pair.shard + 1]:
@@ -272,7 +309,7 @@ class ShardDataset(CaptionedDataset):
     Args:
         data_root: the folder of the shards.
         index: the file that ``tools/build_shard_index.py`` made from them.
-        kwargs: `CaptionedDataset`'s arguments, `pipeline`, `max_damaged` and `caption_key` among them.
+        kwargs: `CaptionedDataset`'s arguments, such as `pipeline`, `max_damaged` and `one_caption_per_file`.
     """
 
     def __init__(self, data_root: str, index: str, **kwargs: Any):
@@ -309,14 +346,18 @@ class ShardDataset(CaptionedDataset):
 
     def shape_of(self, index: int) -> tuple[int, int]:
         pair = self.index[index]
+
+        def read(size: int) -> bytes:
+            return self._reader.read(pair.shard, pair.image_offset, size)
+
         try:
-            start = self._reader.read(pair.shard, pair.image_offset, min(pair.image_size, _HEADER))
-            try:
-                return picture_shape(start)
-            except DamagedImage:  # a header may come late, after a preview or a colour profile
-                return picture_shape(self._reader.read(pair.shard, pair.image_offset, pair.image_size))
+            return encoded_shape(read, pair.image_size)
         except OSError as error:
             raise DamagedImage(str(error)) from error
+
+    def shapes(self) -> np.ndarray:
+        found = self.index.shapes()
+        return super().shapes() if found is None else np.maximum(found, 1)
 
     def get_data_info(self, idx: int) -> dict[str, Any]:
         pair = self.index[idx]
@@ -332,7 +373,7 @@ class ShardDataset(CaptionedDataset):
     def _with_captions(self, index: int, pair: Pair, info: dict[str, Any]) -> dict[str, Any]:
         def read() -> tuple[bytes, str]:
             if pair.caption_kind == 0:
-                raise ValueError('no readable .txt or .json in its shard')
+                raise ValueError(f'no readable {" or ".join(CAPTION_SUFFIXES)} in its shard')
             encoded = self._reader.read(pair.shard, pair.caption_offset, pair.caption_size)
             return encoded, CAPTION_SUFFIXES[pair.caption_kind - 1]
 

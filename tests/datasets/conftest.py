@@ -24,3 +24,14 @@ def class_folder(tmp_path):
     for i in range(12):
         save_image(tmp_path / 'data' / f'class{i % 3}' / f'{i:02d}.png', seed=i)
     return tmp_path / 'data'
+
+
+@pytest.fixture
+def log(caplog):
+    """What mmengine's logger says, which does not propagate."""
+    from mmengine.logging import MMLogger
+
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from pixnerd_plugin.datasets.shard_scan import scan_shard
-from pixnerd_plugin.datasets.shards import PAIR, Shard, ShardIndex, ShardReader, write_shard_index
+from pixnerd_plugin.datasets.shards import SCANNED, Shard, ShardIndex, ShardReader, write_shard_index
 from pixnerd_plugin.registry import DATA_SAMPLERS, DATASETS
 from tests.training import run_tool
 
@@ -140,7 +140,7 @@ def test_members_are_paired_by_their_name_up_to_the_first_dot(tmp_path, png, tar
     ]
     path = write_tar(tmp_path / 'a.tar', members, format=tar_format)
     pairs, problems = scan_shard(str(path))
-    assert problems == []
+    assert problems == [('not used', '.cls', 1)]
     content = path.read_bytes()
     images = [content[p['image_offset'] : p['image_offset'] + p['image_size']] for p in pairs]
     assert images == [b'A', b'B', b'CC']
@@ -211,7 +211,7 @@ def test_what_is_no_tar_has_no_pairs(tmp_path, content):
     (tmp_path / 'a.tar').write_bytes(content)
     pairs, problems = scan_shard(str(tmp_path / 'a.tar'))
     assert len(pairs) == 0
-    assert pairs.dtype == PAIR
+    assert pairs.dtype == SCANNED
     assert len(problems) == (0 if content.startswith(b'\0') else 1)
 
 

@@ -55,7 +55,7 @@ def test_a_misspelt_setting_of_the_buckets_is_named():
 
 
 @pytest.mark.parametrize(
-    'name', ['pixnerd_t2i_tiny_shapes', 'pixnerd_xxl16_t2i_256_shapes', 'pixnerd_xxl16_t2i_finetune_shapes']
+    'name', ['pixnerd_cifar10_shapes', 'pixnerd_xxl16_t2i_256_shapes', 'pixnerd_xxl16_t2i_finetune_shapes']
 )
 def test_the_configs_of_several_shapes_have_whole_patches(name):
     config = load_config(ROOT / f'mm_configs/{name}.py')

@@ -75,6 +75,18 @@ def test_a_folder_of_captioned_pictures_trains(tmp_path):
     assert not torch.allclose(s[0], s[1])
 
 
+def test_prompts_that_are_cut_are_counted_in_the_log(tmp_path):
+    pictures = write_folder(tmp_path / 'pictures')
+    for caption in pictures.glob('*.txt'):
+        caption.write_text('a very long caption ' * 20)
+    runner = train(tmp_path, {'train_dataloader.dataset.data_root': str(pictures)})
+    assert runner.model.conditioner.num_cut >= 2
+    (path,) = (tmp_path / 'work').glob('*/*.log')
+    (line,) = [line for line in path.read_text().splitlines() if 'were cut' in line]
+    assert 'prompts so far were longer than max_length=32 tokens and were cut; the first begins' in line
+    assert "'a very long caption" in line
+
+
 @pytest.mark.parametrize('complete', [True, False])
 def test_shards_with_precomputed_embeddings_train_without_the_encoder(tmp_path, complete):
     shards = write_shard(tmp_path / 'shards', write_folder(tmp_path / 'pictures'))

@@ -69,6 +69,14 @@ def test_captions_are_encoded_once_shared_and_resumed(run, pictures, tmp_path):
     assert 'choose another OUT' in result.error
 
 
+def test_captions_of_several_lines_stay_one_and_long_ones_are_counted(run, pictures, tmp_path):
+    (pictures / 'b.txt').write_text('a cat\n\n' + 'on a mat ' * 9, encoding='utf-8')
+    arguments = [pictures, tmp_path / 'out', '--model', FOLDER, '--max-length', 12, '--one-caption-per-file']
+    result = run('precompute_text.py', *arguments)
+    assert "; 1 were cut to 12 tokens: 'a cat on a mat" in result.output
+    assert 'a cat 一只猫' in TextEmbeddingStore(tmp_path / 'out')
+
+
 def test_a_file_of_prompts_is_read_line_by_line(run, tmp_path):
     (tmp_path / 'prompts.txt').write_text('a cat\na dog\n', encoding='utf-8')
     arguments = (tmp_path / 'prompts.txt', tmp_path / 'out', '--model', FOLDER, '--max-length', 12)

@@ -39,6 +39,7 @@ class ScalarsHook(RuntimeInfoHook):
         self._names: list[str] = []
         self._terms: list[str] = []
         self._rows: list[Tensor] = []
+        self._next_cut = 1
 
     def before_train(self, runner: Any) -> None:
         super().before_train(runner)
@@ -60,8 +61,19 @@ class ScalarsHook(RuntimeInfoHook):
             row += [members.sum(0), *(per_image[name].float() @ members for name in self._terms)]
         self._rows.append(torch.cat(row))
         done = runner.iter + 1
+        self._report_cut(runner, getattr(model, 'conditioner', None))
         if any(done % interval == 0 for interval in self._due) or done == runner.max_iters:
             self.flush(runner)
+
+    def _report_cut(self, runner: Any, conditioner: Any) -> None:
+        """Say how many prompts were longer than the text encoder takes, whenever there are ten times as many."""
+        cut = getattr(conditioner, 'num_cut', 0)
+        if cut >= self._next_cut:
+            self._next_cut = 10 * cut
+            runner.logger.warning(
+                f'{cut} prompts so far were longer than max_length={conditioner.max_length} tokens and were cut; the '
+                f'first begins {conditioner.first_cut!r}'
+            )
 
     def flush(self, runner: Any) -> None:
         """Move the scalars of all iterations so far to the message hub; all ranks must call it together."""

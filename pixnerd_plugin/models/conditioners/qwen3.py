@@ -35,6 +35,10 @@ class Qwen3TextEncoder(Conditioner):
         precomputed: folder that ``tools/precompute_text.py`` wrote. Prompts in it, including the empty one, are not
             encoded again, so training on precomputed embeddings never reads the encoder's weights.
 
+    Attributes:
+        num_cut: number of prompts so far that were longer than ``max_length`` and lost their end.
+        first_cut: the beginning of the first of them.
+
     Raises:
         FileNotFoundError: if ``model`` or ``precomputed`` is missing or incomplete.
         ValueError: if ``model`` is not a Qwen3, or ``precomputed`` was made by another model or length.
@@ -56,6 +60,7 @@ class Qwen3TextEncoder(Conditioner):
         self.encoder = FrozenModel(partial(_load_qwen3, self.folder, self.dtype))
         self._store = None if precomputed is None else _open_store(precomputed, self.folder, max_length)
         self._empty: Tensor | None = None
+        self.num_cut, self.first_cut = 0, ''
 
     @property
     def dim(self) -> int:
@@ -114,7 +119,15 @@ class Qwen3TextEncoder(Conditioner):
         tokens = self.tokenizer(
             list(prompts), padding='max_length', truncation=True, max_length=self.max_length, return_tensors='pt'
         )
+        self._count_cut(prompts, tokens['attention_mask'])
         return tokens['input_ids'], tokens['attention_mask']
+
+    def _count_cut(self, prompts: Sequence[str], mask: Tensor) -> None:
+        full = [prompt for prompt, is_full in zip(prompts, mask.all(dim=1).tolist(), strict=True) if is_full]
+        cut = [prompt for prompt in full if len(self.tokenizer(prompt)['input_ids']) > self.max_length]
+        self.num_cut += len(cut)
+        if cut and not self.first_cut:
+            self.first_cut = cut[0][:60]
 
     def _encode(self, ids: Tensor, mask: Tensor) -> Tensor:
         output = self.encoder(input_ids=ids.to(self.device), attention_mask=mask.to(self.device), use_cache=False)

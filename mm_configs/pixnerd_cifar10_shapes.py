@@ -1,0 +1,35 @@
+# Text to image on CIFAR-10 in three shapes of about 24x24 pixels, captioned by class, minutes on a CPU: docs/data.md.
+# tools/analysis_tools/crop_shapes.py makes the pictures (PIXNERD_CAPTIONS).
+_base_ = './pixnerd_t2i_tiny.py'
+image_size = 24
+max_aspect = 2.0
+patch_size = 8
+model = dict(
+    backbone=dict(dim=128, num_heads=4, text_length=16, position_rule='grid', head=dict(width=16)),
+    conditioner=dict(max_length=16),
+    loss=dict(dim=128, projector_dim=128),
+    sampler=dict(num_steps=20, guidance_scale=2.0),
+)
+train_dataloader = dict(
+    batch_size=64,
+    dataset=dict(
+        pipeline=[
+            dict(type='LoadRGB'),
+            dict(type='ResizeCenterCrop', size=image_size),
+            dict(type='RandomFlip', prob=0.5),
+            dict(type='PackInputs'),
+        ]
+    ),
+    batch_sampler=dict(type='BucketBatchSampler', resolution=image_size, max_aspect=max_aspect, multiple=patch_size),
+)
+max_iters = 800
+train_cfg = dict(max_iters=max_iters)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, end=50),
+    dict(type='CosineAnnealingLR', eta_min_ratio=0.05, by_epoch=False, begin=50, end=max_iters),
+]
+prompts = ['airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck']
+sizes = [(16, 32), (24, 24), (32, 16)]
+custom_hooks = [
+    dict(type='SampleGridHook', interval=max_iters, conditions=dict(text=prompts * 2), size=sizes, columns=10)
+]
