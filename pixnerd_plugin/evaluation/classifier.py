@@ -149,11 +149,14 @@ class ClassifierFeatures(FeatureExtractor):
 
     Args:
         weights: file of the classifier.
+        any_size: also take pictures of other sizes and shapes than it was trained on, at the same scale. Its features
+            are means over the picture; how well it recognises their classes is then unknown.
     """
 
     name = 'classifier'
 
-    def __init__(self, weights: str | Path):
+    def __init__(self, weights: str | Path, any_size: bool = False):
+        self.any_size = any_size
         self.description = read_description(weights)
         self.num_classes = len(self.description['class_names'])
         self.network = FrozenModel(partial(_load, weights))
@@ -161,7 +164,7 @@ class ClassifierFeatures(FeatureExtractor):
 
     def __call__(self, images: Tensor) -> Features:
         size = tuple(self.description['size'])
-        if images.shape[2:] != size:
+        if images.shape[2:] != size and not self.any_size:
             height, width = images.shape[2:]
             raise ValueError(
                 f'the classifier was trained on {size[0]}x{size[1]} pictures, and these are {height}x{width}'

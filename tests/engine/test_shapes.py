@@ -35,7 +35,7 @@ def test_it_resumes_exactly(tmp_path, workers):
     runner = train(whole, **options)
     seen = {tuple(batch['inputs'].shape[2:]) for _, batch in runner.train_loop._recent}
     assert len(seen) == 2
-    train(parts, **options, train_cfg__max_iters=4)
+    train(parts, **options, stop_at=4)
     train(parts, **options, resume=True)
     assert_same_training_state(load(whole / 'iter_6.pth'), load(parts / 'iter_6.pth'))
     assert logged(whole) == logged(parts)
