@@ -71,6 +71,13 @@ def parse_args() -> argparse.Namespace:
     operators.add_argument('--batch', type=int, nargs=1, default=[1], help='batch size')
     operators.add_argument('--dtype', choices=DTYPES, default='bfloat16')
     operators.add_argument('--reference', metavar='PATH', help='checkout of the published code, to count too')
+
+    gpu = commands.add_parser('gpu', help='all that a GPU has to tell, most important first, in the minutes there are')
+    gpu.add_argument('--minutes', type=float, default=6, help='begin nothing that would end later (6)')
+    gpu.add_argument('--reference', metavar='PATH', help='checkout of the published code')
+    gpu.add_argument('--out', type=Path, required=True, metavar='DIR', help='folder for gpu.jsonl and gpu.md')
+    gpu.add_argument('--dry-run', action='store_true', help='try the command on a CPU with tiny networks')
+    gpu.add_argument('--seed', type=int, default=0)
     return parser.parse_args()
 
 
@@ -106,6 +113,8 @@ if __name__ == '__main__':
     arguments = parse_args()
     # Only now, because it imports torch: --help answers at once.
     sys.path.insert(0, str(Path(__file__).parent))
+    # On a machine where the package is not installed, this checkout's.
+    sys.path.append(str(Path(__file__).parents[1]))
     from pixnerd_plugin.cli import one_line_errors
 
     with one_line_errors():

@@ -34,7 +34,8 @@ class PixNerd(BaseModel):
         data_preprocessor: by default maps the loader's uint8 images to [-1, 1] on the model's device.
         lora: train low-rank adapters of the backbone, through PEFT, instead of its weights: the arguments of
             :func:`~pixnerd_plugin.models.lora.add_lora`, such as ``dict(rank=16)``.
-        compile: compile the backbone in place; parameter names do not change.
+        compile: compile the backbone in place; parameter names do not change. ``'regional'`` compiles one block for
+            all, and the head (see :meth:`PixNerdDiT.compile <pixnerd_plugin.models.backbones.PixNerdDiT.compile>`).
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class PixNerd(BaseModel):
         sampler: Any = None,
         data_preprocessor: Any = None,
         lora: dict[str, Any] | None = None,
-        compile: bool = False,
+        compile: bool | str = False,
     ):
         super().__init__(data_preprocessor=data_preprocessor or PREPROCESSOR)
         self.backbone = build(MODELS, backbone)
@@ -59,8 +60,10 @@ class PixNerd(BaseModel):
         self.training_side: int | None = None
         """Side of the square among training images of several shapes, in pixels; the loop sets it."""
         self.lora = None if lora is None else add_lora(self.backbone, **lora)
+        if compile not in (True, False, 'regional'):
+            raise ValueError(f"PixNerd: compile={compile!r} is not known; use True, False or 'regional'")
         if compile:
-            self.backbone.compile()
+            self.backbone.compile(**dict(regional=True) if compile == 'regional' else {})
 
     def init_weights(self) -> None:
         """Do nothing: parts initialise themselves when built, and a part that was passed in may be trained already."""

@@ -134,3 +134,8 @@ def test_training_compiles_without_a_graph_break_to_the_same_gradients(monkeypat
 
 def test_compiling_keeps_the_names_of_the_weights():
     assert model(compile=True).state_dict().keys() == model().state_dict().keys()
+
+
+def test_a_way_of_compiling_that_is_not_known_is_one_line():
+    with pytest.raises(ValueError, match="compile='blocks' is not known; use True, False or 'regional'"):
+        model(compile='blocks')

@@ -125,3 +125,26 @@ def test_a_fixed_grid_of_tokens_is_compiled_for_many_sizes(compilations):
         sampler.sample(net, torch.randn(2, 3, side, side), cond, null, token_grid=(2, 2))
     # The first, where the transformer reads the picture itself, and two for pictures that it reads resampled.
     assert compilations.frame_count <= 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['class', 'text'])
+def test_blocks_compiled_one_by_one_share_a_graph(kind):
+    torch.compiler.reset()
+    counter = CompileCounterWithBackend('eager')
+    net, (cond, _) = network(kind, depth=4), conditions(kind, 2, 1)
+    x, t, names = torch.randn(2, 3, 8, 12), torch.rand(2), list(net.state_dict())
+
+    def velocity_and_gradient():
+        v = net(x, t, cond)
+        return v.detach(), torch.autograd.grad(v.square().sum(), net.blocks[-1].attn.qkv.weight)[0]
+
+    expected = velocity_and_gradient()
+    net.compile(regional=True, backend=counter, fullgraph=True)
+    for found in (velocity_and_gradient(), velocity_and_gradient()):
+        for a, b in zip(found, expected, strict=True):
+            assert relative_error(a, b) < 1e-5
+    # One for the blocks, one for the head, and one for the block that refines the text.
+    assert counter.frame_count == 2 + (kind == 'text')
+    assert list(net.state_dict()) == names
+    torch.compiler.reset()

@@ -1,11 +1,13 @@
 """tools/benchmark.py as a user calls it, but in this process: each start of torch costs seconds."""
 
 import importlib
+import json
 import runpy
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.training import ROOT
 
@@ -80,3 +82,21 @@ def test_pictures_are_scaled_by_what_the_network_sees(monkeypatch):
 def test_a_folder_that_is_no_checkout_is_named(benchmark, tmp_path):
     with pytest.raises(SystemExit, match=f'error: .*{tmp_path}'):
         benchmark('forward', '--model', 'tiny', '--reference', str(tmp_path), *TINY)
+
+
+def test_the_gpu_command_measures_all_it_names_on_a_cpu_too(benchmark, tmp_path):
+    benchmark('gpu', '--dry-run', '--out', str(tmp_path))
+    rows = [json.loads(line) for line in (tmp_path / 'gpu.jsonl').read_text().splitlines()]
+    sections = ['machine', 'parity', 'roofline', 'forward', 'sampling', 'training step', 'large pictures']
+    assert list(dict.fromkeys(row['section'] for row in rows)) == sections
+    exact = {row['case']: float(row['value']) for row in rows if row['section'] == 'parity'}
+    assert len(exact) == 12
+    assert all(error < (1e-5 if 'float32' in case else 2e-2) for case, error in exact.items())
+    assert not [row for row in rows if row['value'] in ('failed', 'out of memory')]
+    assert len((tmp_path / 'gpu.md').read_text().splitlines()) == len(rows) + 2
+
+
+def test_the_gpu_command_needs_a_gpu(benchmark, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    with pytest.raises(SystemExit, match='no usable GPU; --dry-run'):
+        benchmark('gpu', '--out', str(tmp_path))
