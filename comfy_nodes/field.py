@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pixnerd_plugin.models.heads.anywhere import knows_anywhere
 from pixnerd_plugin.sampling import FieldTrajectory, FlowSampler
 
 from .solver import INTERVAL
@@ -128,9 +129,10 @@ def require_recordable(model: Any, conds: Mapping[str, list], latent: dict[str, 
     """
     otherwise = 'or turn record_field off.'
     head = model.model.diffusion_model.head
-    if not hasattr(head, 'alignment'):
+    if not knows_anywhere(head):
         raise ValueError(
-            f'only a neural field can be recorded, and this model has a {type(head).__name__}: turn record_field off.'
+            f'only a neural field, or DeCo, can be recorded, and this model has a {type(head).__name__}: turn '
+            'record_field off.'
         )
     if denoise < 0.9999 or 'noise_mask' in latent:
         raise ValueError(

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pixnerd_plugin.functional.blending import BLEND, Cover, Lattice, blend_fields, cover
+from pixnerd_plugin.functional.blending import BLEND
 from pixnerd_plugin.functional.noise import continuous_noise, grain_noise
 from pixnerd_plugin.functional.prediction import to_velocity
+from pixnerd_plugin.models.heads.anywhere import Span, axis_of, evaluate, require_anywhere, span_of
 
 from .guidance import Run
 
@@ -25,16 +26,6 @@ Region = tuple[int, int, int, int]
 """``(top, left, bottom, right)`` in pixels of the whole picture, bottom and right exclusive."""
 
 CHUNK = 2**17
-
-
-def require_field(head: Any) -> None:
-    """Check that a head can be evaluated anywhere in its patch.
-
-    Raises:
-        ValueError: if it knows only the pixels of its patch, as the linear head does.
-    """
-    if not hasattr(head, 'alignment'):
-        raise ValueError(f'only a neural field can be decoded anywhere, and this head is a {type(head).__name__}')
 
 
 class FieldTrajectory:
@@ -64,7 +55,7 @@ class FieldTrajectory:
         prediction: str = 'velocity',
         guidance_numbers: Tensor | None = None,
     ):
-        require_field(head)
+        require_anywhere(head)
         self.head = head
         self.sampler = sampler
         self.noise = noise
@@ -106,7 +97,8 @@ class FieldTrajectory:
             alignment: ``'centers'`` or ``'corners'``, where pixels sit in a patch; default: the head's own.
             callback: called with the pixels done and the pixels in all after each chunk; it may raise to stop.
             blend: how far from a border the fields on both sides share in a pixel, in base pixels, ``patch_size`` of
-                which make a patch; 0 (hard borders) to 1 (see :mod:`~pixnerd_plugin.functional.blending`).
+                which make a patch; 0 (hard borders) to 1 (see :mod:`~pixnerd_plugin.functional.blending`). Without
+                effect for DeCo, which has no borders.
 
         Returns:
             ``(B, C, bottom - top, right - left)``, not clamped.
@@ -121,8 +113,8 @@ class FieldTrajectory:
             raise ValueError(f'region {region} must lie inside the picture of {size[0]}x{size[1]} and not be empty')
         if not 0 <= grain <= 1:
             raise ValueError(f'grain={grain} must be from 0 to 1')
-        lattices = [
-            Lattice.of(self.head, pixels, patches, blend, alignment)
+        axes = [
+            axis_of(self.head, pixels, patches, blend, alignment)
             for pixels, patches in zip(size, self.token_grid, strict=True)
         ]
 
@@ -130,10 +122,10 @@ class FieldTrajectory:
         out = self.noise.new_empty(batch, channels, bottom - top, right - left)
         limit = max(1, (chunk or CHUNK) // batch)
         done = 0
-        for rows in lattices[0].cut(top, bottom, max(1, limit // (right - left))):
-            covered_rows = cover(lattices[0], *rows, out.device)
-            for columns in lattices[1].cut(left, right, max(1, limit // (rows[1] - rows[0]))):
-                covered_columns = cover(lattices[1], *columns, out.device)
+        for rows in axes[0].cut(top, bottom, max(1, limit // (right - left))):
+            covered_rows = span_of(axes[0], *rows, out.device)
+            for columns in axes[1].cut(left, right, max(1, limit // (rows[1] - rows[0]))):
+                covered_columns = span_of(axes[1], *columns, out.device)
                 noise = self.sampler.limit(self._noise(size, slice(*rows), slice(*columns), grain, seed))
                 pixels = self._render(noise, covered_rows, covered_columns)
                 out[:, :, rows[0] - top : rows[1] - top, columns[0] - left : columns[1] - left] = pixels
@@ -195,17 +187,15 @@ class FieldTrajectory:
         independent = grain_noise(seed, noise.shape[0], noise.shape[1], size[1], *ranges).to(noise)
         return (1 - grain**2) ** 0.5 * noise + grain * independent
 
-    def _render(self, x: Tensor, rows: Cover, columns: Cover) -> Tensor:
-        """Run the solver on ``x (B, C, h, w)``, the pixels that ``rows`` and ``columns`` cover."""
+    def _render(self, x: Tensor, rows: Span, columns: Span) -> Tensor:
+        """Run the solver on ``x (B, C, h, w)``, the pixels of ``rows`` and ``columns``."""
 
-        def field(s: Tensor, pixels: Tensor, positions: tuple[Tensor, Tensor]) -> Tensor:
+        def output(s: Tensor, x: Tensor) -> Tensor:
             # The patch vectors may be on the CPU while the head is on a GPU.
-            return self.head(s.to(x.device, self.dtype), pixels.to(self.dtype), positions).to(x.dtype)
+            vectors, pixels = s.to(x.device, self.dtype), x.to(self.dtype)
+            return evaluate(self.head, vectors, pixels, self.token_grid, rows, columns).to(x.dtype)
 
-        def evaluate(s: Tensor, x: Tensor) -> Tensor:
-            return blend_fields(field, s, x, rows, columns, self.token_grid[1])
-
-        return self.sampler.integrate(_Replay(self, evaluate), x)
+        return self.sampler.integrate(_Replay(self, output), x)
 
     def save(self, path: str | Path) -> None:
         """Write the trajectory, head included, to a safetensors file; whole or not at all."""
@@ -229,9 +219,9 @@ class FieldTrajectory:
 class _Replay:
     """The velocities of a run again, for other pixels: each call takes the patch vectors of the next evaluation."""
 
-    def __init__(self, field: FieldTrajectory, evaluate: Callable[[Tensor, Tensor], Tensor]):
+    def __init__(self, field: FieldTrajectory, output: Callable[[Tensor, Tensor], Tensor]):
         self.evaluations = iter(field.tokens)
-        self.evaluate = evaluate
+        self.output = output
         self.prediction = field.prediction
         self.guidance, self.scale = field.sampler.guidance, field.sampler.guidance_scale
         numbers = field.guidance_numbers
@@ -239,7 +229,7 @@ class _Replay:
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
         branches = next(self.evaluations)  # (branches, B, L, D)
-        v = [to_velocity(self.evaluate(s, x), x, t, self.prediction) for s in branches]
+        v = [to_velocity(self.output(s, x), x, t, self.prediction) for s in branches]
         if not v:
             return torch.zeros_like(x)
         return v[0] if len(v) == 1 else self.guidance.combine(v[0], v[1], x, t, self.scale, self.run)

@@ -22,6 +22,7 @@ from pixnerd_plugin.formats.safetensors_file import open_safetensors, write_safe
 from pixnerd_plugin.formats.schema import Rule, integer, naming, one_of, sequence
 from pixnerd_plugin.formats.text_file import parse_table
 from pixnerd_plugin.functional.prediction import PREDICTIONS
+from pixnerd_plugin.models.heads.anywhere import require_anywhere
 
 METADATA_KEY = 'pixnerd_field'
 
@@ -201,8 +202,7 @@ def _build_head(description: Any, shape: dict[str, int]) -> nn.Module:
             head: nn.Module = build_part(description, 'head', **shape)
     except (TypeError, RuntimeError) as error:
         raise ValueError(f'its head cannot be built ({str(error).splitlines()[-1].strip()[:200]})') from None
-    if not hasattr(head, 'alignment'):
-        raise ValueError(f'its head is a {type(head).__name__}, and only a neural field can be decoded anywhere')
+    require_anywhere(head)
     return head
 
 

@@ -15,10 +15,11 @@ from pixnerd_plugin.formats.parts import describe_part
 from pixnerd_plugin.formats.schema import Rule, integer, number, one_of, sequence
 from pixnerd_plugin.functional.noise import draw_noise
 from pixnerd_plugin.functional.time import time_grid
+from pixnerd_plugin.models.heads.anywhere import require_anywhere
 from pixnerd_plugin.registry import MODELS, build
 
 from .adams import adams_coefficients
-from .field import FieldTrajectory, require_field
+from .field import FieldTrajectory
 from .guidance import ClassifierFreeGuidance, Guidance, GuidedVelocity
 from .network import ConditionedNetwork
 from .recorder import Recorder
@@ -218,7 +219,7 @@ class FlowSampler:
         if record_field and not self.deterministic:
             raise ValueError('record_field needs a deterministic solver, and this one draws noise at every step')
         if record_field:
-            require_field(net.head)
+            require_anywhere(net.head)
             if self.guidance_scale != 1 and not self.guidance.recordable:
                 kind = type(self.guidance).__name__
                 raise ValueError(f'record_field keeps the patch vectors of one network, and {kind} asks two')

@@ -27,7 +27,13 @@ import_host()
 import comfy.sd  # noqa: E402
 import folder_paths  # noqa: E402
 
-from comfy_nodes.nodes import PixNerdClassLabel, PixNerdDecode, PixNerdModelLoader, PixNerdTextEncode  # noqa: E402
+from comfy_nodes.nodes import (  # noqa: E402
+    PixNerdClassLabel,
+    PixNerdDecode,
+    PixNerdModelLoader,
+    PixNerdResolution,
+    PixNerdTextEncode,
+)
 from comfy_nodes.text_encoder import load_text_encoder  # noqa: E402
 from pixnerd_plugin.checkpoints.layouts.published import to_published  # noqa: E402
 from pixnerd_plugin.models.backbones import PixNerdDiT  # noqa: E402
@@ -73,15 +79,44 @@ def test_every_layout_draws_the_picture(load, tmp_path, net, conds, name):
     torch.testing.assert_close(vae.decode(vae.encode(image)).cpu(), image, atol=1e-2, rtol=0)
 
 
+CONDS = (torch.tensor([3]), torch.tensor([5])), [class_conditioning(label) for label in (3, 5)]
+
+
+def other(kind, **more):
+    head = dict(type=kind, width=8, depth=1) if kind != 'LinearHead' else dict(type=kind)
+    return randomize(PixNerdDiT(dim=48, depth=2, num_heads=4, num_classes=5, head=head, **more), seed=4).eval()
+
+
 @pytest.mark.parametrize('name', FILES[:4])
-def test_so_does_deco(load, tmp_path, name):
-    head = dict(type='DeCoHead', width=8, depth=1)
-    net = randomize(PixNerdDiT(dim=48, depth=2, num_heads=4, num_classes=5, head=head), seed=4).eval()
-    conds = (torch.tensor([3]), torch.tensor([5])), [class_conditioning(label) for label in (3, 5)]
+def test_so_does_deco_and_its_picture_is_decoded_at_any_size(load, tmp_path, name):
+    net = other('DeCoHead')
     model, _ = load(written(net, tmp_path / name).name)
-    assert error(sample(model, conds)['samples'], reference(net, conds)) <= 1e-4
-    with pytest.raises(ValueError, match='only a neural field can be recorded, and this model has a DeCoHead'):
-        sample(model, conds, record_field=True)
+    latent = sample(model, CONDS, record_field=True)
+    assert error(latent['samples'], reference(net, CONDS)) <= 1e-4
+    solver = AdamsFlowSampler(5, 2, 3.0, (0.0, 1.0), 1.0)
+    _, field = solver.sample(net, noise(), *CONDS[0], record_field=True)
+    image = PixNerdDecode.execute(latent, 180, 0, 20, 10, 100, 50, 0.3, 5, 700).args[0]
+    expected = field.decode((120, 180), (10, 20, 60, 120), grain=0.3, seed=5)
+    assert error(image, ((expected + 1) / 2).clamp(0, 1).movedim(1, -1)) <= 1e-3
+    fine = PixNerdResolution.execute(model, 'fixed tokens', 64, 0, 0.5).args[0]
+    drawn = solver.sample(net, noise((128, 92)), *CONDS[0], token_grid=(4, 4))
+    assert error(sample(fine, CONDS, (128, 92))['samples'], drawn) <= 1e-4
+
+
+@pytest.mark.parametrize('name', ['run.pth', 'ours.safetensors'])
+@pytest.mark.parametrize('kind', ['NeuralFieldHead', 'DeCoHead', 'LinearHead'])
+def test_so_does_a_network_that_predicts_the_image(load, tmp_path, name, kind):
+    net = other(kind, prediction='image')
+    model, _ = load(written(net, tmp_path / name).name)
+    assert error(sample(model, CONDS)['samples'], reference(net, CONDS)) <= 1e-4
+    if kind == 'LinearHead':
+        with pytest.raises(ValueError, match=r'only a neural field, or DeCo, can be recorded, .* a LinearHead'):
+            sample(model, CONDS, record_field=True)
+        return
+    latent = sample(model, CONDS, record_field=True)
+    _, field = AdamsFlowSampler(5, 2, 3.0, (0.0, 1.0), 1.0).sample(net, noise(), *CONDS[0], record_field=True)
+    image = PixNerdDecode.execute(latent, 192, 128, 0, 0, 0, 0, 0.0, 0, 0).args[0]
+    assert error(image, ((field.decode((128, 192)) + 1) / 2).clamp(0, 1).movedim(1, -1)) <= 1e-3
 
 
 def test_a_training_checkpoint_brings_its_class_names(load, tmp_path):

@@ -132,4 +132,4 @@ def test_what_it_cannot_do_is_said():
     with pytest.raises(ValueError, match='polar'):
         small(coordinates='polar')
     with pytest.raises(ValueError, match='DeCoHead gives 4x4 pixels a patch, not 8x8'):
-        small()(torch.randn(1, 3, 16, 16), torch.rand(1), torch.tensor([0]), token_grid=(2, 2))
+        small().head(torch.randn(1, 4, 32), torch.randn(1, 4, 8, 8, 3))

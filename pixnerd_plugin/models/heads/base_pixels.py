@@ -17,6 +17,6 @@ def require_base_pixels(head: Any, pixels: Tensor, positions: tuple[Tensor, Tens
     if positions is not None or (height, width) != (head.patch_size, head.patch_size):
         raise ValueError(
             f'{type(head).__name__} gives {head.patch_size}x{head.patch_size} pixels a patch, not {height}x{width}; '
-            'use NeuralFieldHead for other sizes'
+            'use NeuralFieldHead for others'
         )
     return height, width
