@@ -1,8 +1,9 @@
 # Full fine-tuning of PixNerd-XL/16 on your own pictures, one folder per class (PIXNERD_PHOTOS/train/CLASS/*.jpg), from
-# converted weights (PIXNERD_INIT): docs/finetuning.md. Your classes replace ImageNet's first ones.
+# converted weights (PIXNERD_INIT): docs/finetuning.md. The folders are the classes, in place of ImageNet's.
 _base_ = ['_base_/models/pixnerd_c2i.py', '_base_/datasets/imagenet256.py', '_base_/schedules/finetune.py']
 data_root = '{{$PIXNERD_PHOTOS:data/photos}}/train'
 image_size = 256
+own_classes = True
 model = dict(backbone=dict(checkpoint=True), loss=dict(teacher=None))
 train_dataloader = dict(
     batch_size=8,

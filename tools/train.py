@@ -53,6 +53,7 @@ def main(args: argparse.Namespace) -> int:
     from mmengine.runner import Runner
 
     from pixnerd_plugin.checkpoints import read_checkpoint
+    from pixnerd_plugin.engine.classes import use_own_classes
     from pixnerd_plugin.engine.config import hide_broken_torchvision
     from pixnerd_plugin.engine.dry_run import dry_run, scratch_folder
     from pixnerd_plugin.engine.optim import scale_learning_rate, use_tf32
@@ -69,6 +70,7 @@ def main(args: argparse.Namespace) -> int:
     else:
         keep_freed_memory()
     config = read_config(args)
+    use_own_classes(config)
     start_server(config)
     set_up_processes(config, args.launcher)
     scale_learning_rate(config)
@@ -88,7 +90,7 @@ def main(args: argparse.Namespace) -> int:
     with scratch_folder(config) if args.dry_run else nullcontext():
         runner = Runner.from_cfg(config)
         if initial:
-            load_initial_weights(runner.model, initial)
+            load_initial_weights(runner.model, initial, new_classes=config.get('own_classes', False))
         if args.dry_run:
             dry_run(runner)
             tear_down_processes()

@@ -20,6 +20,8 @@ from .layouts.lora import shapes_of
 from .layouts.published import describe_difference
 from .metadata import METADATA_KEY
 
+_CLASSES = 'label_embed.weight'
+
 __all__ = ['METADATA_KEY', 'Checkpoint', 'load_backbone', 'load_into', 'read_checkpoint']
 
 
@@ -95,16 +97,26 @@ def load_backbone(path: str | Path, weights: str = 'ema') -> nn.Module:
     return read_checkpoint(path, weights).load()
 
 
-def load_into(net: nn.Module, path: str | Path, weights: str = 'ema', new: str | None = None) -> None:
+def load_into(
+    net: nn.Module, path: str | Path, weights: str = 'ema', new: str | None = None, new_classes: bool = False
+) -> None:
     """Load a file's network into one that is built already. Arguments and errors as in :func:`load_backbone`.
 
     Args:
         new: layers of ``net`` under this name keep their weights if the file has none of them.
+        new_classes: the classes of ``net`` are others than the file's. Of the file's table only the row of no class is
+            taken. The other rows start there too, plus their values before: a new class first means any picture.
     """
     tensors = read_checkpoint(path, weights).tensors
     if new is not None and not any(name.startswith(new) for name in tensors):
         tensors |= {name: tensor for name, tensor in net.state_dict().items() if name.startswith(new)}
     try:
+        if new_classes:
+            own = net.state_dict().get(_CLASSES)
+            if own is None or _CLASSES not in tensors:
+                raise ValueError(f'{path if own is not None else "the backbone of the config"} has no classes')
+            null = tensors[_CLASSES][-1:].to(own)
+            tensors[_CLASSES] = torch.cat([own[:-1] + null, null])
         net.load_state_dict(tensors)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()

@@ -91,6 +91,16 @@ def checked_folder(data_root: str | os.PathLike[str], expected: str) -> str:
     return folder
 
 
+def class_folders(data_root: str | os.PathLike[str]) -> list[str]:
+    """The names of the class folders in `data_root`, in the order of their labels.
+
+    Raises:
+        FileNotFoundError: if it is not a folder.
+    """
+    with os.scandir(checked_folder(data_root, 'one sub-folder per class')) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(('.', '__')))
+
+
 @DATASETS.register_module()
 class ImageFolder(ImageDataset):
     """Pictures in one folder per class, as in ImageNet: ``data_root/n01440764/*.JPEG``.
@@ -109,11 +119,11 @@ class ImageFolder(ImageDataset):
         super().__init__(data_root=checked_folder(data_root, self.EXPECTED), **kwargs)
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        with os.scandir(self.data_root) as entries:
-            visible = [entry for entry in entries if not entry.name.startswith(('.', '__'))]
-        folders = sorted(entry.name for entry in visible if entry.is_dir())
+        folders = class_folders(self.data_root)
         skipped = Skipped()
-        for name in sorted(entry.name for entry in visible if not entry.is_dir()):
+        with os.scandir(self.data_root) as entries:
+            files = sorted(entry.name for entry in entries if not entry.is_dir() and entry.name[0] != '.')
+        for name in files:
             skipped.add('file outside the class folders', os.path.join(self.data_root, name))
         # In threads, because listing a network file system is mostly waiting.
         with ThreadPoolExecutor(max_workers=16) as pool:

@@ -70,6 +70,7 @@ _TOP = {
     'custom_imports',
     'env_cfg',
     'resume_anyway',
+    'own_classes',
     'reset_schedule',
 }
 

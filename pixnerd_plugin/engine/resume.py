@@ -85,15 +85,17 @@ def _on_main_process(action: Callable[[], Any]) -> Any:
     return outcome[0]
 
 
-def load_initial_weights(model: Any, path: str) -> None:
+def load_initial_weights(model: Any, path: str, new_classes: bool = False) -> None:
     """Start from the network of a file in any layout. (mmengine would silently skip weights that do not fit.)
+
+    With ``new_classes``, those of the network are others than the file's.
 
     Raises:
         FileNotFoundError, ValueError: as :func:`~pixnerd_plugin.checkpoints.load_into` does.
     """
     model = model.module if is_model_wrapper(model) else model
     # A network that is to learn mean velocities starts from one that gives velocities.
-    load_into(model.backbone, path, new='step_embed.')
+    load_into(model.backbone, path, new='step_embed.', new_classes=new_classes)
     projector = open_contents(path).projector
     if projector and model.loss is not None:
         own = {name: tuple(tensor.shape) for name, tensor in model.loss.projector.state_dict().items()}

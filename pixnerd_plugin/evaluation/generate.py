@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from pixnerd_plugin.checkpoints import load_into, read_checkpoint
+from pixnerd_plugin.engine.classes import set_classes
 from pixnerd_plugin.functional.noise import draw_noise, image_generators
 from pixnerd_plugin.images import to_uint8
 from pixnerd_plugin.registry import MODELS
@@ -19,6 +20,10 @@ from pixnerd_plugin.registry import MODELS
 
 def load_model(config: Any, checkpoint: str, device: torch.device | str) -> Any:
     """Build the model of a config, ready to sample, with the EMA weights of a checkpoint in any layout."""
+    if config.get('own_classes'):
+        # Those it was trained on, wherever that data is now.
+        found = read_checkpoint(checkpoint)
+        set_classes(config, found.architecture['num_classes'], found.metadata.get('class_names'))
     model = MODELS.build(dict(config.model, loss=None)).to(device).eval()
     load_into(model.backbone, checkpoint)
     return model

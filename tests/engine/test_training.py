@@ -16,11 +16,15 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.utils.data._utils import signal_handling
 
-from pixnerd_plugin import load_backbone
+from pixnerd_plugin import load_backbone, load_pipeline
+from pixnerd_plugin.checkpoints import load_into
 from pixnerd_plugin.checkpoints.layouts.published import to_published
 from pixnerd_plugin.datasets.shard_scan import scan_shard
 from pixnerd_plugin.datasets.shards import Shard, write_shard_index
 from pixnerd_plugin.engine import preemption
+from pixnerd_plugin.engine.classes import use_own_classes
+from pixnerd_plugin.engine.config import load_config
+from pixnerd_plugin.evaluation.generate import load_model
 from pixnerd_plugin.registry import MODELS
 from tests.training import CONFIG, ROOT, assert_same_training_state, load, logged, run_tool, start_tool, train
 
@@ -281,6 +285,39 @@ def test_the_recipe_of_fine_tuning_trains_from_published_weights(tmp_path, monke
     assert {int(state['step']) for state in final['optimizer']['state'].values()} == {1}
     # One step of the warm-up is far smaller than what initial weights differ by.
     for name, tensor in start.state_dict().items():
+        if name == 'label_embed.weight':
+            continue
         assert not tensor.is_floating_point() or (final['state_dict'][f'backbone.{name}'] - tensor).abs().max() < 1e-5
+    # Three rows: two classes of one's own, and the row of no class, which is the file's.
+    table = final['state_dict']['backbone.label_embed.weight']
+    assert table.shape == (3, 16)
+    torch.testing.assert_close(table[2], start.label_embed.weight.detach()[10], atol=1e-5, rtol=0)
+    assert (table[:2] - table[2]).abs().max() < 0.2
+    assert not torch.equal(table[0], table[1])
+    assert final['meta']['pixnerd']['class_names'] == ['cat', 'dog']
+    pipe = load_pipeline(tmp_path / 'work/iter_4.pth', device='cpu')
+    by_name, by_number = pipe(labels=['dog', 1], seeds=[0, 0], size=32, num_steps=2)
+    assert by_name.tobytes() == by_number.tobytes()
+    with pytest.raises(ValueError, match="give one of 2 names such as 'cat' or a number"):
+        pipe(labels=['goldfish'], size=32)
+    config = load_config(ROOT / 'mm_configs/pixnerd_xl16_finetune.py', options | {'model.backbone.num_classes': 7})
+    assert load_model(config, str(tmp_path / 'work/iter_4.pth'), 'cpu').conditioner.class_names == ['cat', 'dog']
     grids = [(tmp_path / f'work/samples/iter_4{suffix}.png').stat().st_size for suffix in ('', '_raw')]
     assert min(grids) > 0
+
+
+def test_what_has_no_classes_is_named(tmp_path):
+    config = load_config(CONFIG, dict(own_classes=True))
+    use_own_classes(config)
+    assert config.model.conditioner.class_names == list('0123456789')
+    with pytest.raises(ValueError, match=r'own_classes needs a new table of classes, and model\.lora trains adapters'):
+        use_own_classes(load_config(CONFIG, {'own_classes': True, 'model.lora': dict(rank=2)}))
+    captioned = dict(_delete_=True, type='CaptionFolder', data_root='captions')
+    config = load_config(CONFIG, {'own_classes': True, 'train_dataloader.dataset': captioned})
+    with pytest.raises(ValueError, match='own_classes: CaptionFolder has no classes; use an ImageFolder'):
+        use_own_classes(config)
+    net = MODELS.build(load_config(CONFIG).model.backbone)
+    with pytest.raises(ValueError, match=r't2i_tiny\.safetensors has no classes'):
+        load_into(net, ROOT / 'tests/data/t2i_tiny.safetensors', new_classes=True)
+    with pytest.raises(ValueError, match=r'c2i_tiny\.safetensors does not fit the backbone of the config'):
+        load_into(net, ROOT / 'tests/data/c2i_tiny.safetensors', new_classes=True)
