@@ -1,6 +1,7 @@
 from .best import BestCheckpointHook
 from .checkpoint import AtomicCheckpointHook
 from .ema import EMAHook
+from .power_ema import PowerEMAHook
 from .provenance import ProvenanceHook
 from .sample_grid import SampleGridHook
 from .scalars import ScalarsHook
@@ -10,6 +11,7 @@ __all__ = [
     'AtomicCheckpointHook',
     'BestCheckpointHook',
     'EMAHook',
+    'PowerEMAHook',
     'ProvenanceHook',
     'SampleGridHook',
     'ScalarsHook',
