@@ -29,10 +29,9 @@ train_dataloader = dict(
     ),
 )
 train_cfg = dict(max_iters=max_iters)
-# Adafactor keeps only rows and columns of the second moment; AdamW would keep 8 bytes a parameter.
-optim_wrapper = dict(
-    accumulative_counts=accumulate, optimizer=dict(_delete_=True, type='TorchAdafactor', lr=1e-5, weight_decay=0.0)
-)
+optim_wrapper = dict(accumulative_counts=accumulate)
+# Weights, gradients and AdamW's moments leave no room for the average on the GPU.
+default_hooks = dict(ema=dict(device='cpu', interval=10))
 param_scheduler = [dict(type='LinearLR', start_factor=0.01, by_epoch=False, end=50 * accumulate)]
 load_from = '{{$PIXNERD_INIT:weights/pixnerd_xxl16_t2i.pth}}'
 custom_hooks = [dict(type='SampleGridHook', interval=1000, conditions=dict(text=[''] * 4), size=512, batch_size=1)]
