@@ -7,9 +7,10 @@ from typing import Any
 
 from mmengine.hooks import Hook
 
+from pixnerd_plugin.engine.preemption import busy
 from pixnerd_plugin.registry import HOOKS
 
-from .checkpoint import BACKEND, AtomicCheckpointHook, _no_file_client
+from .checkpoint import AtomicCheckpointHook, _streamed
 
 NAME = 'best.pth'
 
@@ -46,7 +47,7 @@ class BestCheckpointHook(Hook):
         # Its folder, which need not be the work folder.
         saver = next((hook for hook in runner.hooks if isinstance(hook, AtomicCheckpointHook)), None)
         try:
-            with _no_file_client():
+            with busy(), _streamed():
                 runner.save_checkpoint(
                     saver.out_dir if saver else runner.work_dir,
                     NAME,
@@ -54,7 +55,6 @@ class BestCheckpointHook(Hook):
                     save_param_scheduler=False,
                     meta=dict(epoch=runner.epoch, iter=runner.iter),
                     by_epoch=False,
-                    backend_args=dict(backend=BACKEND),
                 )
         except OSError as error:
             runner.logger.error(f'CHECKPOINT NOT SAVED: {NAME}: {error}. Training continues.')
