@@ -43,6 +43,7 @@ HELD_OUT = dict(
     val_evaluator=[dict(type='LossByTime'), dict(type='FrechetDistance', feature_extractor=dict(type='ThreeFeatures'))],
     train_cfg__val_interval=2,
     custom_hooks=[dict(type='BestCheckpointHook', save_best='loss_flow')],
+    visualizer__vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')],
 )
 TRAINED = dict(optim_wrapper__optimizer__lr=0.1)
 
@@ -75,6 +76,16 @@ def test_held_out_numbers_are_logged_at_their_iterations(validated):
         assert any(key.startswith('val/loss_flow_by_time/') for key in entry)
     assert found[6]['val/loss_flow'] < found[2]['val/loss_flow']
     assert len({entry['val/frechet_floor'] for entry in found.values()}) == 1
+
+
+def test_tensorboard_has_them_beside_those_of_training(validated):
+    accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
+    (events,) = validated.glob('*/vis_data/events*')
+    found = accumulator.EventAccumulator(str(events)).Reload()
+    assert [event.step for event in found.Scalars('val/loss_flow')] == [2, 4, 6]
+    assert [event.step for event in found.Scalars('loss_flow')] == list(range(1, 7))
+    logged = [entry['val/loss_flow'] for entry in held_out(validated).values()]
+    assert [event.value for event in found.Scalars('val/loss_flow')] == pytest.approx(logged)
 
 
 def test_the_loss_is_that_of_the_averaged_weights_with_fixed_noise_and_times(tmp_path, validated):
