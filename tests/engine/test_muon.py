@@ -65,7 +65,7 @@ def test_a_step_is_torchs_muon_and_adamw_side_by_side():
 def test_a_resumed_run_with_accumulation_and_clipping_is_the_uninterrupted_one(tmp_path):
     options = dict(MUON, optim_wrapper__accumulative_counts=2, optim_wrapper__clip_grad=dict(max_norm=0.5))
     train(tmp_path / 'whole', **options)
-    train(tmp_path / 'parts', **options, train_cfg__max_iters=4)
+    train(tmp_path / 'parts', **options, stop_at=4)
     train(tmp_path / 'parts', **options, resume=True)
     whole = load(tmp_path / 'whole/iter_6.pth')
     assert_same_training_state(whole, load(tmp_path / 'parts/iter_6.pth'))
