@@ -122,7 +122,9 @@ class ImageFolder(ImageDataset):
         folders = class_folders(self.data_root)
         skipped = Skipped()
         with os.scandir(self.data_root) as entries:
-            files = sorted(entry.name for entry in entries if not entry.is_dir() and entry.name[0] != '.')
+            files = sorted(
+                entry.name for entry in entries if not entry.is_dir() and not entry.name.startswith(('.', '__'))
+            )
         for name in files:
             skipped.add('file outside the class folders', os.path.join(self.data_root, name))
         # In threads, because listing a network file system is mostly waiting.
