@@ -19,7 +19,7 @@ import options
 
 AXES = ('head', 'normalize', 'width', 'depth', 'coordinates', 'optimizer', 'guidance', 'solver')
 FIELD = 'model.backbone.head'
-RATES = (0.001, 0.002)
+RATES = (0.001, 0.002, 0.004, 0.008)
 # CPU time of a step with AdamW over one with Muon, on the digits: the shorter runs of Muon take as long.
 MUON_STEPS = 0.82
 
