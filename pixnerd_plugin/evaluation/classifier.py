@@ -193,5 +193,5 @@ class ClassifierTeacher:
         """Images ``(B, 3, H, W)`` in [-1, 1] to tokens ``(B, H/patch_size · W/patch_size, D)``, row-major."""
         self.encoder.to(images.device)
         grid = (images.shape[2] // self.patch_size, images.shape[3] // self.patch_size)
-        maps = self.encoder(images.detach().float())[0]
+        maps = self.encoder(images.float())[0]
         return F.adaptive_avg_pool2d(maps, grid).flatten(2).transpose(1, 2)

@@ -27,7 +27,7 @@ class FrozenModel:
     """A module that is used but never trained, and loaded at its first call.
 
     It is not an ``nn.Module``, so its tensors are not in the ``state_dict``, ``parameters`` or DDP of a model that
-    holds it. Copies of that model share it.
+    holds it. Copies of that model share it. Gradients pass through it, to inputs that want them.
 
     Args:
         load: builds the module on the CPU.
@@ -57,7 +57,6 @@ class FrozenModel:
                 self._module.to(device)
         return self
 
-    @torch.no_grad()
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with torch.autocast(self.device.type, enabled=False):
             return self.module(*args, **kwargs)

@@ -79,8 +79,11 @@ def test_register_tokens_are_dropped(tmp_path):
 
 
 def test_it_is_frozen_and_outside_its_owner(teacher):
-    images = torch.zeros(1, 3, 32, 32, requires_grad=True)
-    assert not teacher(images).requires_grad
+    assert not teacher(torch.zeros(1, 3, 32, 32)).requires_grad
+    # Gradients pass through it to images that want them, for a perceptual term.
+    images = torch.rand(1, 3, 32, 32, requires_grad=True)
+    teacher(images).square().sum().backward()
+    assert images.grad.any()
     module = teacher.encoder.module
     assert not module.training
     assert not any(parameter.requires_grad for parameter in module.parameters())

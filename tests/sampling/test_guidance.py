@@ -22,6 +22,7 @@ from pixnerd_plugin.sampling import (
     FieldTrajectory,
     HeunFlowSampler,
 )
+from pixnerd_plugin.sampling.compiled import _compiled
 from pixnerd_plugin.sampling.guidance import Run
 from tests.golden import relative_error
 from tests.training import ROOT
@@ -220,3 +221,30 @@ def test_a_config_names_one_and_a_misspelt_argument_is_found():
     options['model.sampler.guidance']['zero_step'] = 1
     with pytest.raises(ValueError, match='CFGZeroStar has no argument zero_step; did you mean zero_steps'):
         load_config(config, options)
+
+
+def test_compiled_networks_are_guided_and_predict_alike(monkeypatch, weak):
+    """Without the compiler itself: both networks go through it, and the time reaches decode."""
+    asked = []
+
+    def compile(function, **kwargs):
+        asked.append(function.__name__)
+        return function
+
+    monkeypatch.setattr(torch, 'compile', compile)
+    _compiled.cache_clear()
+    torch.manual_seed(3)
+    net = MODELS.build(
+        dict(type='PixNerdDiT', dim=32, depth=1, num_heads=4, patch_size=4, num_classes=5, prediction='image')
+    )
+    nn.init.normal_(net.head.proj.weight, std=0.5)
+    for kind in KINDS:
+        settings = dict(guidance_scale=3.0, guidance=complete(kind, weak))
+        plain = EulerFlowSampler(3, **settings).sample(net, noise(), COND, NULL)
+        assert torch.equal(EulerFlowSampler(3, **settings, compile=True).sample(net, noise(), COND, NULL), plain)
+        if kind['type'] != 'AutoGuidance':
+            recorded = dict(record_field=True, field_dtype=torch.float32)
+            _, field = EulerFlowSampler(3, **settings, compile=True).sample(net, noise(), COND, NULL, **recorded)
+            assert relative_error(field.decode(), plain) < 1e-5
+    assert set(asked) == {'forward', 'encode', 'decode'}
+    _compiled.cache_clear()

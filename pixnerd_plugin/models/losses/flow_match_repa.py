@@ -181,7 +181,7 @@ class FlowMatchREPALoss(nn.Module):
         if drop_mask is not None:
             cond = drop_condition(cond, null_cond, drop_mask)
         if teacher_features is None and self.teacher is not None:
-            teacher_features = self.teacher(base)
+            teacher_features = self.teacher(base).detach()
 
         time = t.view(-1, 1, 1, 1)
         x_t = time * base + (1 - time) * noise

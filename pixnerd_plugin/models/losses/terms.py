@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pixnerd_plugin.functional.dct import block_dct, rgb_to_ycbcr, visibility
-from pixnerd_plugin.registry import MODELS
+from pixnerd_plugin.registry import MODELS, build
 
 
 class LossTerm(nn.Module, ABC):
@@ -59,3 +61,38 @@ class FrequencyLoss(LossTerm):
         # Colours and DCT are linear, so one transform of the difference is enough.
         frequencies = block_dct(rgb_to_ycbcr(velocity - target))
         return (self.visibility[:, None] * frequencies.square()).mean((1, 2, 3, 4))
+
+
+@MODELS.register_module()
+class PerceptualLoss(LossTerm):
+    """``mean(1 - cos(f(x_net), f(x)))`` of the images that the velocities imply, where ``t > t_min``.
+
+    ``f`` are the tokens of a frozen network, which the gradients pass through. Nearer to the noise an image is a mean
+    of many, whose features say little. Not with ``max_density`` above 1, whose pixels are drawn from a finer picture.
+
+    Args:
+        extractor: maps images ``(B, 3, H, W)`` in [-1, 1] to ``(B, L, D)``, with gradients: a callable, or a registry
+            dict such as ``dict(type='DINOv2Teacher', model=FOLDER)``. It stays out of checkpoints and the EMA.
+        weight: weight of the term.
+        t_min: time from which on it counts.
+
+    Raises:
+        ValueError: if ``t_min`` is not from 0 to 1.
+    """
+
+    name = 'perceptual'
+
+    def __init__(self, extractor: Callable[[Tensor], Tensor] | dict[str, Any], weight: float = 1.0, t_min: float = 0.5):
+        super().__init__(weight)
+        if not 0 <= t_min < 1:
+            raise ValueError(f'PerceptualLoss: t_min={t_min} must be from 0 to 1, and below 1')
+        self.t_min = t_min
+        # In a tuple, so that nn.Module does not register one that is a module.
+        self._extractor = (build(MODELS, extractor),)
+
+    def forward(self, velocity: Tensor, target: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        left = (1 - t).view(-1, 1, 1, 1)
+        drawn, true = (self._extractor[0](x_t + left * v) for v in (velocity, target.detach()))
+        distance = (1 - F.cosine_similarity(drawn.float(), true.detach().float(), dim=-1)).flatten(1).mean(1)
+        # Of all pictures, and not of the chosen alone: a GPU would wait to know how many they are.
+        return distance * (t > self.t_min)

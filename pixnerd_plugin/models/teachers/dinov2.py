@@ -87,7 +87,7 @@ class DINOv2Teacher:
         config = module.config
         # Resized so that the teacher's patches match the student's: by 14/16 for the published pair.
         size = [side // self.patch_size * config.patch_size for side in (height, width)]
-        pixels = F.interpolate(imagenet_normalize(images.detach().float()), size, mode='bicubic')
+        pixels = F.interpolate(imagenet_normalize(images.float()), size, mode='bicubic')
         tokens = self.encoder(pixels.to(module.dtype)).last_hidden_state
         return tokens[:, 1 + getattr(config, 'num_register_tokens', 0) :].float()
 
