@@ -24,6 +24,8 @@ TOLERANCE = 1e-6
 INTERVAL = 'pixnerd_guidance_interval'
 """Key of the wrapper that :func:`interval_wrapper` gives."""
 
+PRE_CFG = 'sampler_pre_cfg_function'
+
 
 def published_sigmas(num_steps: int, timeshift: float, denoise: float = 1.0) -> Tensor:
     """``1 - t`` on the published time grid, float32; with ``denoise`` below 1 the last ``num_steps`` of a longer grid.
@@ -106,6 +108,8 @@ def interval_wrapper(start: float, end: float) -> Callable[..., Tensor]:
         if start + TOLERANCE < t < end - TOLERANCE:
             return executor(x, timestep, *args, **kwargs)
         cfg, guider.cfg = guider.cfg, 1.0
+        # Nodes that change both halves before they are combined, such as core's APG, would find zeros in one.
+        args = tuple({**arg, PRE_CFG: []} if isinstance(arg, dict) and PRE_CFG in arg else arg for arg in args)
         try:
             return executor(x, timestep, *args, **kwargs)
         finally:

@@ -8,6 +8,7 @@ from .host import import_host, require_host
 require_host()
 import_host()
 
+from comfy_nodes.nodes import PixNerdGuidanceInterval  # noqa: E402
 from pixnerd_plugin.sampling import AdaptiveProjectedGuidance, CFGZeroStar, EulerFlowSampler  # noqa: E402
 from pixnerd_plugin.sampling.guidance import Run, guide  # noqa: E402
 
@@ -68,12 +69,15 @@ def test_zero_star_is_that_of_the_node_but_for_the_place_of_its_factor():
         assert error(x + (1 - t) * ours + (1 - SCALE) * (s - 1) * x, theirs) <= 1e-5
 
 
-def test_whole_runs_agree(model, net, conds, kind):
+@pytest.mark.parametrize('interval', [(-1.0, 1.0), (0.1, 0.9)])
+def test_whole_runs_agree(model, net, conds, kind, interval):
     from comfy_extras.nodes_apg import APG
     from nodes import KSampler
 
+    if interval[0] >= 0:
+        model = PixNerdGuidanceInterval.execute(model, *interval).args[0]
     patched = APG.execute(model, 0.4, 20.0, -0.3).args[0]
     result = KSampler().sample(patched, SEED, 5, SCALE, 'euler', 'simple', *conds[1], empty())[0]['samples']
     guidance = AdaptiveProjectedGuidance(0.4, 20.0, -0.3)
-    ours = EulerFlowSampler(5, SCALE + 1, (-1.0, 1.0), SHIFT[kind], guidance=guidance).sample(net, noise(), *conds[0])
+    ours = EulerFlowSampler(5, SCALE + 1, interval, SHIFT[kind], guidance=guidance).sample(net, noise(), *conds[0])
     assert error(result, ours) <= 1e-4
