@@ -76,8 +76,10 @@ def main(args: argparse.Namespace) -> int:
     scale_learning_rate(config)
     # A run that torchrun starts again after a fault goes on where it was.
     restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
-    if args.resume or restarted:
-        set_resume(config, args.resume or 'auto', args.force, args.reset_schedule)
+    # A config may say resume=True, and from where, as --resume does.
+    checkpoint = args.resume or (config.get('resume') and config.get('load_from'))
+    if checkpoint or config.get('resume') or restarted:
+        set_resume(config, checkpoint or 'auto', args.force, args.reset_schedule)
     elif args.reset_schedule:
         raise ValueError('--reset-schedule is for a run that goes on; give it together with --resume')
     elif not args.dry_run:

@@ -46,9 +46,11 @@ def set_resume(config: Any, checkpoint: str, force: bool = False, reset_schedule
     if found is not None:
         config.resume, config.load_from = True, str(found)
         config.resume_anyway, config.reset_schedule = force, reset_schedule
-    elif is_main_process():
-        print(f'No checkpoint in {config.work_dir}; training starts from the beginning.')
-        set_aside_after(config.work_dir, 0)
+    else:
+        config.resume = False
+        if is_main_process():
+            print(f'No checkpoint in {config.work_dir}; training starts from the beginning.')
+            set_aside_after(config.work_dir, 0)
 
 
 def require_fresh(work_dir: str | Path) -> None:

@@ -166,7 +166,7 @@ def test_a_run_without_a_checkpoint_starts_anew_and_so_do_its_logs(tmp_path, cap
     log.write_text('{"step": 1}\n')
     config = Config(dict(work_dir=str(tmp_path)))
     set_resume(config, 'auto')
-    assert 'resume' not in config
+    assert not config.resume
     assert 'training starts from the beginning' in capsys.readouterr().out
     assert (log.exists(), log.with_name('scalars.json.1').read_text()) == (False, '{"step": 1}\n')
 

@@ -218,6 +218,7 @@ def test_mistakes_end_in_one_line(tmp_path, uninterrupted, monkeypatch):
         "data_root 'nowhere' does not exist": [CONFIG, '--cfg-options', *IMAGE_FOLDER],
         'no auto_scale_lr': [CONFIG, '--auto-scale-lr'],
         'together with --resume': [CONFIG, '--reset-schedule'],
+        'none.pth does not exist': [CONFIG, '--cfg-options', 'resume=True', 'load_from=none.pth'],
         'use tools/dist_train.sh': [CONFIG, '--launcher', 'pytorch'],
     }
     for message, arguments in mistakes.items():
