@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import mmengine
 from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
@@ -178,6 +179,8 @@ def _flat(value: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
 
 
 def _version(package: str) -> str | None:
+    if package == 'mmengine':  # or a fork of another name on PyPI
+        return mmengine.__version__
     try:
         return version(package).split('+')[0]
     except PackageNotFoundError:
