@@ -19,7 +19,7 @@ from pixnerd_plugin.formats.torch_writer import save_torch
 from pixnerd_plugin.registry import LOOPS
 
 from .plain import plain
-from .preemption import Preemption, step_ended
+from .preemption import Preemption, busy, step_ended
 from .workers import BROKEN, prepare_workers, worker_died
 
 _MAX_WORKER_RESTARTS = 3
@@ -127,7 +127,8 @@ class ResumableTrainLoop(BaseLoop):
         """Validate if it is due: between iterations, so that a run that resumes here does so too."""
         due = self.val_interval and self._iter % self.val_interval == 0
         if self.runner.val_loop is not None and self._iter > 0 and (due or self._iter >= self.max_iters):
-            self.runner.val_loop.run()
+            with busy():
+                self.runner.val_loop.run()
 
     def run_iter(self, batch: Any) -> None:
         self._recent.append((self._iter, batch))

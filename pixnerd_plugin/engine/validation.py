@@ -22,6 +22,7 @@ from pixnerd_plugin.registry import LOOPS, METRICS
 
 from .hooks import EMAHook
 from .optim import Bf16OptimWrapper
+from .workers import prepare_workers
 
 # Multiples of it, without their whole part, spread evenly over [0, 1) however many there are (Weyl, 1916).
 _GOLDEN = (5**0.5 - 1) / 2
@@ -47,6 +48,7 @@ class ValidationLoop(ValLoop):
 
     def __init__(self, runner: Any, dataloader: Any, evaluator: Any, seed: int = 0):
         super().__init__(runner, dataloader, evaluator)
+        prepare_workers(self.dataloader)
         self.seed = seed
         for metric in self.evaluator.metrics:
             if hasattr(metric, 'prepare'):

@@ -50,6 +50,17 @@ def test_reset_without_a_change_changes_nothing(tmp_path, uninterrupted):
     assert all(torch.equal(one['state_dict'][name], other['state_dict'][name]) for name in one['state_dict'])
 
 
+@pytest.mark.skipif(not hasattr(torch.optim, 'Muon'), reason='torch before 2.9 has no Muon')
+def test_muon_and_adamw_in_one_get_a_new_rate(tmp_path):
+    muon = dict(_delete_=True, type='MuonAdamW', lr=1e-2)
+    train(tmp_path, stop_at=2, optim_wrapper__constructor='MuonConstructor', optim_wrapper__optimizer=muon)
+    options = dict(optim_wrapper__constructor='MuonConstructor', optim_wrapper__optimizer=muon | dict(lr=4e-2))
+    train(tmp_path, resume=True, reset_schedule=True, **options)
+    before, after = (load(tmp_path / f'iter_{step}.pth')['optimizer'] for step in (2, 6))
+    assert [{group['lr'] for group in settings(state)} for state in (before, after)] == [{1e-2}, {4e-2}]
+    assert before['state'].keys() == after['state'].keys()
+
+
 def test_a_schedule_can_be_given_up(tmp_path, uninterrupted):
     shutil.copy(uninterrupted / 'iter_4.pth', tmp_path)
     train(tmp_path, resume=True, reset_schedule=True, param_scheduler=None, optim_wrapper__optimizer__lr=2e-3)

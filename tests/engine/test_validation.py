@@ -107,7 +107,7 @@ def test_the_loss_is_that_of_the_averaged_weights_with_fixed_noise_and_times(tmp
 
 
 def test_a_resumed_run_validates_as_the_uninterrupted_one(tmp_path, validated):
-    train(tmp_path, **TRAINED, **HELD_OUT, stop_at=4)
+    train(tmp_path, stop_at=4, **TRAINED, **HELD_OUT)
     # As after a kill between the checkpoint and the validation of iteration 4.
     (log,) = tmp_path.glob('*/vis_data/scalars.json')
     lines = log.read_text().splitlines(keepends=True)
