@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -136,7 +137,8 @@ class PixNerd(BaseModel):
     ) -> dict[str, Tensor]:
         """The time and each loss term of preprocessed pictures, all (B,), with given noise and times.
 
-        No condition is dropped.
+        No condition is dropped. Of a loss of one's own that takes no noise or times, or keeps no ``per_image``, there
+        are the means, without the time.
 
         Raises:
             ValueError: if the model has no loss.
@@ -145,8 +147,13 @@ class PixNerd(BaseModel):
             raise ValueError('this model has no loss to measure; set model.loss')
         cond, null = self._conditions(data_samples, len(inputs))
         keep = torch.zeros(len(inputs), dtype=torch.bool, device=inputs.device)
-        self.loss(self.backbone, inputs, cond, null_cond=null, noise=noise, t=t.to(inputs.device), drop_mask=keep)
-        return dict(self.loss.per_image)
+        fixed = dict(noise=noise, t=t.to(inputs.device), drop_mask=keep)
+        taken = inspect.signature(self.loss.forward).parameters
+        known = {name: value for name, value in fixed.items() if name in taken}
+        terms = self.loss(self.backbone, inputs, cond, null_cond=null, **known)
+        if len(known) == len(fixed) and hasattr(self.loss, 'per_image'):
+            return dict(self.loss.per_image)
+        return {name: value.detach().expand(len(inputs)) for name, value in terms.items()}
 
     def _conditions(self, data_samples: Mapping[str, Any], nulls: int) -> tuple[Tensor, Tensor]:
         self.conditioner.to(self.device)

@@ -135,7 +135,8 @@ class LossByTime(BaseMetric):
     def compute_metrics(self, results: list[dict[str, float]]) -> dict[str, float]:
         names = [name for name in results[0] if name != 't']
         metrics = {name: _mean([result[name] for result in results]) for name in names}
-        for index in range(self.time_bins):
+        # A loss of one's own may tell no times.
+        for index in range(self.time_bins if 't' in results[0] else 0):
             inside = [r for r in results if min(int(r['t'] * self.time_bins), self.time_bins - 1) == index]
             if inside:
                 middle = (index + 0.5) / self.time_bins
