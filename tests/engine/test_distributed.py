@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from pixnerd_plugin.engine.logs import read_scalars
 from pixnerd_plugin.engine.preemption import EXIT_REQUEUE
 from tests.training import (
     CONFIG,
@@ -56,6 +57,38 @@ def test_two_processes_draw_different_noise_and_resume_exactly(tmp_path, whole_p
     assert [lines[4:] for lines in noise] == resumed
     draws = [line.split()[1] for lines in noise for line in lines]
     assert len(set(draws)) == len(draws) == 12
+
+
+@pytest.mark.slow
+def test_two_processes_validate_as_one(tmp_path):
+    config = tmp_path / 'configs' / 'held_out.py'
+    config.parent.mkdir()
+    loader = dict(
+        batch_size=4,
+        num_workers=0,
+        dataset=dict(type='DigitsDataset', size=16, split='test', indices=21, pipeline=[dict(type='PackInputs')]),
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        collate_fn=dict(type='default_collate'),
+    )
+    metrics = [dict(type='LossByTime'), dict(type='FrechetDistance', feature_extractor=dict(type='ThreeFeatures'))]
+    config.write_text(
+        f'_base_ = {str(CONFIG)!r}\n'
+        f"custom_imports = dict(imports=['pixnerd_plugin', 'record_noise', 'tests.engine.test_validation'])\n"
+        f'val_dataloader = {loader!r}\nval_evaluator = {metrics!r}\n'
+        "val_cfg = dict(type='ValidationLoop')\ntrain_cfg = dict(max_iters=1)\n"
+        'optim_wrapper = dict(optimizer=dict(lr=0.0))\ncustom_hooks = [dict(type="BestCheckpointHook")]\n'
+    )
+    command, environment = dist(tmp_path / 'two', config=config)
+    alone = run_tool(sys.executable, 'tools/train.py', config, '--work-dir', tmp_path / 'one')
+    together = run_tool(*command, **environment)
+    found = []
+    for done, name in ((alone, 'one'), (together, 'two')):
+        assert done.returncode == 0, done.stderr[-3000:]
+        (entry,) = read_scalars(tmp_path / name).values()
+        found.append({key: value for key, value in entry.items() if key.startswith('val/')})
+        assert (tmp_path / name / 'best.pth').is_file()
+    assert found[0].keys() == found[1].keys()
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
 @pytest.mark.slow
