@@ -229,7 +229,9 @@ class _Replay:
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
         branches = next(self.evaluations)  # (branches, B, L, D)
-        v = [to_velocity(self.output(s, x), x, t, self.prediction) for s in branches]
-        if not v:
+        if not len(branches):
             return torch.zeros_like(x)
+        # Both branches as one batch: a GPU waits for launches.
+        pixels = torch.cat([x] * len(branches))
+        v = to_velocity(self.output(branches.flatten(0, 1), pixels), pixels, t, self.prediction).chunk(len(branches))
         return v[0] if len(v) == 1 else self.guidance.combine(v[0], v[1], x, t, self.scale, self.run)

@@ -227,3 +227,11 @@ def test_grain_depends_on_position_not_on_region():
     part = grain_noise(5, 2, 3, 20, range(4, 7), range(3, 9))
     assert torch.equal(whole[:, :, 4:7, 3:9], part)
     assert whole.std().item() == pytest.approx(1, abs=0.1)
+
+
+def test_both_branches_of_guidance_are_decoded_as_one_batch(net, monkeypatch):
+    _, field = record(net, EulerFlowSampler(4, guidance_interval=(0.2, 0.6)))
+    seen, forward = [], net.head.forward
+    monkeypatch.setattr(net.head, 'forward', lambda s, *args: seen.append(len(s)) or forward(s, *args))
+    field.decode(blend=0.0)
+    assert seen == [2, 4, 4, 2]
