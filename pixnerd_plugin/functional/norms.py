@@ -12,8 +12,14 @@ from torch.autograd.function import once_differentiable
 
 def rms_norm(h: Tensor, weight: Tensor, eps: float | None) -> Tensor:
     """``h / sqrt(mean(h^2) + eps) * weight`` over the last dimension; weight ``(D,)`` in the dtype of ``h``."""
-    # GPUs and the compiler have a fused kernel; half precision on a CPU would need float32 sums.
-    if eps is None or h.device.type != 'cpu' or h.dtype != torch.float32 or _is_transformed():
+    # GPUs and the compiler have a fused kernel.
+    if eps is None or h.device.type != 'cpu' or _is_transformed():
+        return F.rms_norm(h, weight.shape, weight, eps)
+    if h.dtype in (torch.bfloat16, torch.float16) and not torch.is_grad_enabled():
+        # In float32 once, where torch turns half precision to and fro.
+        wide = h.float()
+        return wide.mul_(_reciprocal_rms(wide, eps)).mul_(weight).to(h.dtype)
+    if h.dtype != torch.float32:
         return F.rms_norm(h, weight.shape, weight, eps)
     if torch.is_grad_enabled():
         return _RMSNorm.apply(h, weight, eps)

@@ -81,3 +81,15 @@ def test_a_second_derivative_is_refused_rather_than_wrong():
 
 def test_norm_keeps_the_dtype_of_its_input():
     assert RMSNorm(8)(torch.randn(3, 8, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_norm_in_half_precision_is_as_close_to_the_exact_one_as_torchs(dtype):
+    torch.manual_seed(0)
+    h, weight = torch.randn(64, 48).to(dtype), torch.randn(48).to(dtype)
+    exact = nn.functional.rms_norm(h.double(), (48,), weight.double(), 1e-6)
+    torchs = nn.functional.rms_norm(h, (48,), weight, 1e-6)
+    kept = h.clone()
+    assert relative_error(rms_norm(h, weight, 1e-6), exact) <= 1.01 * relative_error(torchs, exact)
+    assert torch.equal(h, kept)
