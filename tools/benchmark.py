@@ -64,6 +64,12 @@ def parse_args() -> argparse.Namespace:
     common(roofline, batch=[1])
     roofline.add_argument('--out', type=Path, help='also draw the figure into this file')
 
+    cpu = commands.add_parser('cpu', help='packed weights and bfloat16 on this CPU, against the published code')
+    common(cpu, batch=[1])
+    cpu.add_argument(
+        '--steps', type=int, default=0, help='sample in so many steps; seconds are those of 100 (text: 25)'
+    )
+
     operators = commands.add_parser('operators', help='kernels that one forward asks a GPU for, counted without one')
     operators.add_argument('--model', choices=MODELS, default='xl16', help='network (xl16)')
     operators.add_argument('--depth', type=int, help='transformer blocks')
@@ -92,6 +98,7 @@ def common(parser: argparse.ArgumentParser, batch: list[int], model: bool = True
     parser.add_argument('--dtype', choices=DTYPES, default='float32')
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
     parser.add_argument('--compile', action='store_true', help='compile our network')
+    parser.add_argument('--pack', action='store_true', help="pack our weights for a CPU's products")
     parser.add_argument('--reference', metavar='PATH', help='checkout of the published code, to take turns with')
     parser.add_argument('--reference-compile', action='store_true', help='compile the published network too')
     parser.add_argument('--rounds', type=int, default=5, help='times each is measured (5)')

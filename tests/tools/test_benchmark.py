@@ -62,6 +62,16 @@ def test_train_times_each_variant_and_its_memory(benchmark, in_this_process):
     assert all(float(row[3]) > 0 for row in rows)
 
 
+@pytest.mark.parametrize('steps', ['0', '2'])
+def test_every_way_of_computing_on_a_cpu_has_a_row(benchmark, steps):
+    rows = benchmark('cpu', '--model', 'tiny', '--steps', steps, *TINY)
+    assert [row[0] for row in rows] == ['float32', 'float32, packed', 'bfloat16', 'bfloat16, packed']
+    errors = [float(row[3]) for row in rows]
+    assert errors[0] == 0
+    assert errors[1] < 1e-5
+    assert all(0 < error < 0.05 for error in errors[2:])
+
+
 def test_table_has_a_row_a_network(benchmark, in_this_process):
     rows = benchmark('table', '--models', 'tiny', '--steps', '2', '--no-train', *TINY)
     assert [row[:2] for row in rows] == [['tiny', 'ours']]

@@ -49,6 +49,8 @@ def contenders(args: Any, batch: int) -> dict[str, Any]:
     net = net.to(dtype).eval()
     if args.compile:
         net.compile()
+    if args.pack:
+        net.pack()
     if args.reference_compile and published is not None:
         published.net.compile()
     x, t = torch.randn(batch, 3, args.size, args.size, device=args.device), torch.rand(batch, device=args.device)

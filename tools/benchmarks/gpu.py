@@ -152,7 +152,9 @@ class Report:
 
     def arguments(self, name: str, batch: int, **more: Any) -> Namespace:
         """What the other subcommands take."""
-        common = dict(depth=None, threads=None, compile=False, reference_compile=False, dtype='bfloat16', steps=100)
+        common = dict(
+            depth=None, threads=None, compile=False, pack=False, reference_compile=False, dtype='bfloat16', steps=100
+        )
         return Namespace(
             model=TINY[name] if self.dry else name,
             size=self.side(name),

@@ -55,32 +55,38 @@ def evaluations(shape: Shape, steps: int, name: str) -> int:
     """Pictures that the network sees for one: two at a guided step; in the published code, two at every step."""
     if name == 'published':
         return 2 * steps
-    sampler = _sampler(shape)(steps)
+    sampler = sampler_of(shape)(steps)
     low, high = sampler.guidance_interval
     return sum(2 if low < t < high else 1 for t in sampler.times[:-1])
 
 
-def _sampler(shape: Shape) -> type[FlowSampler]:
+def sampler_of(shape: Shape) -> type[FlowSampler]:
     return AdamsFlowSampler if shape.text else EulerFlowSampler
 
 
 def _ours(args: Any, shape: Shape, net: nn.Module, noise: Any, cond: Any, null: Any) -> Any:
-    sampler = _sampler(shape)(args.steps, compile=args.compile)
+    if args.pack:
+        net.pack()
+    sampler = sampler_of(shape)(args.steps, compile=args.compile)
     return lambda: sampler.sample(net, noise, cond, null)
 
 
-def _published(args: Any, shape: Shape, published: nn.Module, noise: Any, cond: Any, null: Any) -> Any:
+def published_sampler(shape: Shape, steps: int) -> Any:
+    """The sampler of the release, with its settings; importable once a published network was built."""
     # These modules of the release need torch alone.
     from src.diffusion.base.guidance import simple_guidance_fn
     from src.diffusion.flow_matching.adam_sampling import AdamLMSampler
     from src.diffusion.flow_matching.sampling import EulerSampler
     from src.diffusion.flow_matching.scheduling import LinearScheduler
 
-    common = dict(num_steps=args.steps, scheduler=LinearScheduler(), guidance_fn=simple_guidance_fn)
+    common = dict(num_steps=steps, scheduler=LinearScheduler(), guidance_fn=simple_guidance_fn)
     if shape.text:
-        sampler = AdamLMSampler(order=2, timeshift=3.0, guidance=4.0, **common)
-    else:
-        sampler = EulerSampler(guidance=3.5, guidance_interval_min=0.1, guidance_interval_max=1.0, **common)
+        return AdamLMSampler(order=2, timeshift=3.0, guidance=4.0, **common)
+    return EulerSampler(guidance=3.5, guidance_interval_min=0.1, guidance_interval_max=1.0, **common)
+
+
+def _published(args: Any, shape: Shape, published: nn.Module, noise: Any, cond: Any, null: Any) -> Any:
+    sampler = published_sampler(shape, args.steps)
     if args.reference_compile:
         published.net.compile()
 
