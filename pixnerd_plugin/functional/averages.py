@@ -8,6 +8,7 @@ average of any length can be built afterwards from those that were stored.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -28,12 +29,12 @@ def exponent(sigma_rel: float) -> float:
 
 
 def decay(step: int, g: float) -> float:
-    """The share of the old average that is kept at ``step``, counted from 1: ``(1 - 1/t)^(g + 1)`` (EDM2, Eq. 127)."""
+    """The share of the old average that is kept at ``step``, counted from 1: ``(1 - 1/t)^(g + 1)``."""
     return (1 - 1 / step) ** (g + 1)
 
 
 def combination(stored: Sequence[tuple[float, float]], target: tuple[float, float]) -> tuple[list[float], float]:
-    """The sum of stored profiles that is nearest to another, by least squares (EDM2, App. C.3).
+    """The sum of stored profiles that is nearest to another, by least squares (EDM2, App. C).
 
     Args:
         stored: ``(step, g)`` of each stored average.
@@ -52,7 +53,7 @@ def combination(stored: Sequence[tuple[float, float]], target: tuple[float, floa
     return factors.tolist(), error**0.5
 
 
-def _products(t_a, g_a, t_b, g_b):  # type: ignore[no-untyped-def]
+def _products(t_a: Any, g_a: Any, t_b: Any, g_b: Any) -> Any:
     """Inner products of profiles, ``int p_a p_b ds``."""
     ratio = t_a / t_b
     # As powers of the ratio of the steps, because powers of the steps overflow.
