@@ -10,7 +10,7 @@ from mmengine.hooks import Hook
 from pixnerd_plugin.engine.preemption import busy
 from pixnerd_plugin.registry import HOOKS
 
-from .checkpoint import AtomicCheckpointHook, _streamed
+from .checkpoint import AtomicCheckpointHook, streamed
 
 NAME = 'best.pth'
 
@@ -47,7 +47,7 @@ class BestCheckpointHook(Hook):
         # Its folder, which need not be the work folder.
         saver = next((hook for hook in runner.hooks if isinstance(hook, AtomicCheckpointHook)), None)
         try:
-            with busy(), _streamed():
+            with busy(), streamed():
                 runner.save_checkpoint(
                     saver.out_dir if saver else runner.work_dir,
                     NAME,

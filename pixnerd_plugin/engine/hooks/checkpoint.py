@@ -43,7 +43,7 @@ class AtomicLocalBackend(LocalBackend):
 
 
 @contextmanager
-def _streamed(write: Callable[[Path, Any], Any] = save_torch) -> Iterator[None]:
+def streamed(write: Callable[[Path, Any], Any] = save_torch) -> Iterator[None]:
     """Have mmengine's Runner write a checkpoint straight to the disk; its own function makes two copies in memory."""
     original = mmengine.runner.runner.save_checkpoint
     mmengine.runner.runner.save_checkpoint = lambda checkpoint, filename, **_: write(Path(filename), checkpoint)
@@ -163,7 +163,7 @@ class AtomicCheckpointHook(CheckpointHook):
     def measure(self, runner: Any) -> int:
         """Size of a checkpoint in bytes, on rank 0: everything of a save happens but the writing; elsewhere 0."""
         size = _Size()
-        with _streamed(lambda path, checkpoint: torch.save(checkpoint, size)):
+        with streamed(lambda path, checkpoint: torch.save(checkpoint, size)):
             self._call_runner(runner, 'measured.pth', dict(epoch=runner.epoch, iter=runner.iter))
         return size.total
 
@@ -182,7 +182,7 @@ class AtomicCheckpointHook(CheckpointHook):
         name = self.filename_tmpl.format(step)
         path = self.file_backend.join_path(self.out_dir, name)
         try:
-            with busy(), _streamed() if self.backend_args == dict(backend=BACKEND) else _no_file_client():
+            with busy(), streamed() if self.backend_args == dict(backend=BACKEND) else _no_file_client():
                 self._call_runner(runner, name, meta)
             if is_main_process():
                 self.file_backend.put_text(path, self.file_backend.join_path(runner.work_dir, 'last_checkpoint'))
