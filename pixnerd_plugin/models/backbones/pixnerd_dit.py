@@ -13,11 +13,11 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from pixnerd_plugin.formats.parts import describe_part
 from pixnerd_plugin.formats.schema import integer, one_of
-from pixnerd_plugin.functional.patches import from_patches, to_patches
+from pixnerd_plugin.functional.patches import to_patches
 from pixnerd_plugin.functional.positions import POSITION_RULES, token_positions
 from pixnerd_plugin.functional.prediction import PREDICTIONS, to_velocity
 from pixnerd_plugin.functional.rotary import rotary_table, rotary_table_of_grid, rotate
-from pixnerd_plugin.models.heads.anywhere import axis_of, evaluate, span_of
+from pixnerd_plugin.models.heads.anywhere import head_over
 from pixnerd_plugin.models.layers import operations as own_operations
 from pixnerd_plugin.models.layers.attention import AttentionFunction, Text, scaled_dot_product_attention
 from pixnerd_plugin.models.layers.block import TransformerBlock, join_modulations
@@ -263,40 +263,8 @@ class PixNerdDiT(nn.Module):
         self.grid_of(pixels, token_grid)
         if self.prediction != 'velocity' and t is None:
             raise ValueError(f'decode needs t, the times of the pixels, because prediction={self.prediction!r}')
-        whole = hasattr(self.head, 'over_picture')
-        is_base = tuple(pixels.shape[2:]) == tuple(patches * self.patch_size for patches in token_grid)
-        if whole and positions is not None:
-            output = self._decode_over_picture(s, pixels, token_grid, positions, field_chunk)
-        elif (whole and not is_base) or (blend and not whole):
-            output = self._decode_joined(s, pixels, token_grid, field_chunk, blend)
-        else:
-            output = from_patches(self.head(s, to_patches(pixels, token_grid), positions, field_chunk), token_grid)
+        output = head_over(self.head, s, pixels, token_grid, positions, field_chunk, blend)
         return output if t is None else to_velocity(output, pixels, t, self.prediction)
-
-    def _decode_joined(
-        self, s: Tensor, pixels: Tensor, grid: tuple[int, int], field_chunk: int | None, blend: float
-    ) -> Tensor:
-        rows, columns = (
-            span_of(axis_of(self.head, size, patches, blend), 0, size, pixels.device)
-            for size, patches in zip(pixels.shape[2:], grid, strict=True)
-        )
-        return evaluate(self.head, s, pixels, grid, rows, columns, field_chunk)
-
-    def _decode_over_picture(
-        self,
-        s: Tensor,
-        pixels: Tensor,
-        grid: tuple[int, int],
-        positions: tuple[Tensor, Tensor],
-        field_chunk: int | None,
-    ) -> Tensor:
-        """As :meth:`decode`, by a head that takes positions in the whole picture."""
-        step = self.patch_size
-        y, x = (
-            (torch.arange(patches, device=at.device)[:, None] * step + at * (step - 1)).flatten()
-            for at, patches in zip(positions, grid, strict=True)
-        )
-        return evaluate(self.head, s, pixels, grid, y, x, field_chunk)
 
     def forward(
         self,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pixnerd_plugin.functional.blending import MAX_BLEND, Cover, Lattice, blend_fields, cover
+from pixnerd_plugin.functional.patches import from_patches, to_patches
 
 Span = Cover | Tensor
 """A run of pixels along an axis: how fields cover them, or where they are in base pixels ``(n,)``."""
@@ -100,3 +101,34 @@ def evaluate(
         return velocity
 
     return blend_fields(field, s, pixels, rows, columns, grid[1])
+
+
+def head_over(
+    head: Any,
+    s: Tensor,
+    pixels: Tensor,
+    grid: tuple[int, int],
+    positions: tuple[Tensor, Tensor] | None,
+    chunk: int | None,
+    blend: float,
+) -> Tensor:
+    """What a head gives for a whole picture ``(B, C, rows h, columns w)``; arguments as in ``PixNerdDiT.decode``."""
+    is_joined = blend != 0
+    if hasattr(head, 'over_picture'):
+        if positions is not None:
+            y, x = (_in_picture(at, patches, head.patch_size) for at, patches in zip(positions, grid, strict=True))
+            return evaluate(head, s, pixels, grid, y, x, chunk)
+        is_joined = tuple(pixels.shape[2:]) != tuple(patches * head.patch_size for patches in grid)
+    if is_joined:
+        rows, columns = (
+            span_of(axis_of(head, size, patches, blend), 0, size, pixels.device)
+            for size, patches in zip(pixels.shape[2:], grid, strict=True)
+        )
+        return evaluate(head, s, pixels, grid, rows, columns, chunk)
+    return from_patches(head(s, to_patches(pixels, grid), positions, chunk), grid)
+
+
+def _in_picture(positions: Tensor, patches: int, patch_size: int) -> Tensor:
+    """Positions ``(n,)`` in each patch, in base pixels of the picture ``(patches n,)``."""
+    starts = torch.arange(patches, device=positions.device)[:, None] * patch_size
+    return (starts + positions * (patch_size - 1)).flatten()
