@@ -79,14 +79,16 @@ def result_path(out: Path, cell: list, seed: int) -> Path:
     return run_folder(out, name_of(cell), seed) / 'result.json'
 
 
-def entries_of(cell: list) -> dict:
+def entries_of(config, cell: list) -> dict:
     """The config entries that make a cell."""
     patch, head, prediction, term = cell
+    teacher = {} if config.model.loss.teacher is None else {'model.loss.teacher.patch_size': patch}
     return {
         'model.backbone.patch_size': patch,
         'model.backbone.prediction': prediction,
         **HEADS[head],
         **TERMS[term],
+        **teacher,
     }
 
 
@@ -96,8 +98,8 @@ def run(args, config, classifier: Path, scorer, cell: list, seed: int) -> None:
 
     from pixnerd_plugin.evaluation import study
 
-    entries = entries_of(cell)
-    iters = max(20, round(args.seconds / seconds_of(args, cell), -1))
+    entries = entries_of(config, cell)
+    iters = max(20, round(args.seconds / seconds_of(args, config, classifier, cell), -1))
     path = result_path(args.out, cell, seed)
     entries = {**run_options(config, classifier, int(iters)), **entries}
     print(f'Training {name_of(cell)}, seed {seed}, {iters:.0f} steps: {path.parent}', flush=True)
@@ -111,7 +113,7 @@ def run(args, config, classifier: Path, scorer, cell: list, seed: int) -> None:
     )
 
 
-def seconds_of(args, cell: list) -> float:
+def seconds_of(args, config, classifier: Path, cell: list) -> float:
     """CPU seconds of one training step of the cell's head at its patch size, timed once in this folder.
 
     Both predictions and both sets of terms get the steps of the plain one: what they add is below the timing's error.
@@ -121,22 +123,24 @@ def seconds_of(args, cell: list) -> float:
     import torch
 
     from pixnerd_plugin.engine.config import load_config
+    from pixnerd_plugin.evaluation.generate import image_size_of
     from pixnerd_plugin.evaluation.study import save_result
     from pixnerd_plugin.registry import MODELS
 
     path, key = args.out / 'seconds.json', f'patch {cell[0]}, {cell[1]}'
     known = read(path)
     if key not in known:
-        config = load_config(args.config, entries_of([*cell[:2], 'velocity', 'without']))
-        batch, size = config.train_dataloader.batch_size, config.image_size
+        plain = entries_of(config, [*cell[:2], 'velocity', 'without'])
+        own = load_config(args.config, {**run_options(config, classifier, None), **plain})
+        batch, size = own.train_dataloader.batch_size, image_size_of(own)
         torch.manual_seed(0)
-        net, loss = MODELS.build(config.model.backbone), MODELS.build(config.model.loss)
+        net, loss = MODELS.build(own.model.backbone), MODELS.build(own.model.loss)
         optimizer = torch.optim.AdamW(net.parameters(), fused=True)
         labels, null = torch.zeros(batch, dtype=torch.long), torch.tensor([net.num_classes])
         times = []
         for _ in range(TIMED_STEPS):
             start = time.process_time()
-            loss(net, torch.randn(batch, net.in_channels, size, size), labels, null)['loss_flow'].backward()
+            loss(net, torch.randn(batch, net.in_channels, *size), labels, null)['loss_flow'].backward()
             optimizer.step()
             optimizer.zero_grad()
             times.append(time.process_time() - start)
