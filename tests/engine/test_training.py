@@ -248,6 +248,7 @@ def test_training_starts_from_a_network_in_any_layout_and_only_from_one_that_fit
     started = load(tmp_path / 'out/iter_1.pth')['state_dict']
     assert all(torch.equal(started[f'backbone.{name}'], tensor) for name, tensor in network.items())
 
+    command[4] = tmp_path / 'other'
     misfit = run_tool(*command, 'model.backbone.dim=32', 'model.loss.dim=32')
     assert misfit.returncode == 1
     assert 'does not fit the backbone' in misfit.stderr.strip().splitlines()[-1]
