@@ -35,7 +35,8 @@ def start_server(config: Any) -> None:
 def prepare_workers(loader: Any) -> None:
     """Have the workers of a loader start from a server that has imported what they need, and end with this process."""
     if loader.num_workers > 0:
-        multiprocessing.set_forkserver_preload(_PRELOADED)
+        if os.name != 'nt':
+            multiprocessing.set_forkserver_preload(_PRELOADED)
         loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
 
 
