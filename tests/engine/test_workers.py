@@ -1,10 +1,13 @@
 import os
+import signal
 import subprocess
 import sys
 import time
+from multiprocessing import forkserver
 
 import pytest
 
+from pixnerd_plugin.engine.loops import ResumableTrainLoop
 from pixnerd_plugin.registry import TRANSFORMS
 from tests.training import CONFIG, start_tool, train
 
@@ -28,6 +31,24 @@ def test_what_pickle_does_not_take_is_named(tmp_path):
     pipeline = [dict(type='Local'), dict(type='PackInputs')]
     with pytest.raises(ValueError, match=r'data workers cannot start: .*Local.*num_workers=0'):
         train(tmp_path, train_dataloader__num_workers=1, train_dataloader__dataset__pipeline=pipeline)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == 'nt', reason='there is no such server')
+def test_the_server_may_die_with_its_workers(tmp_path, monkeypatch, capfd):
+    """As when a scheduler sends SIGTERM to all processes of a job."""
+    run_iter = ResumableTrainLoop.run_iter
+
+    def killed(loop, batch):
+        if loop.iter == 1:
+            for pid in (loop._batches._workers[0].pid, forkserver._forkserver._forkserver_pid):
+                os.kill(pid, signal.SIGTERM)
+        run_iter(loop, batch)
+
+    monkeypatch.setattr(ResumableTrainLoop, 'run_iter', killed)
+    train(tmp_path, train_dataloader__num_workers=1, train_dataloader__prefetch_factor=1)
+    assert (tmp_path / 'iter_6.pth').exists()
+    assert 'DATA WORKER DIED' in ''.join(capfd.readouterr())
 
 
 @pytest.mark.slow
