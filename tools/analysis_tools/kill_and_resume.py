@@ -78,7 +78,7 @@ def run_under_fire(args, processes: int, whole: Path, parts: Path, moments: rand
         # over the run, and before its end.
         left = args.iterations - max(starts, default=0)
         due = max(1, min(moments.randint(1, max(1, 2 * args.iterations // args.kills)), left - 2))
-        while (newest := newest_log(parts)) == before or newest.read_bytes().count(b'\n') < due:
+        while lines_after(parts, before) < due:
             if process.poll() is not None:
                 raise ValueError(f'a start failed or training was over after {kill} kills; see {parts}/output.txt')
             time.sleep(0.01)
@@ -134,6 +134,12 @@ def finish(process: subprocess.Popen, work_dir: Path) -> None:
 def newest_log(work_dir: Path) -> Path | None:
     """The log of the latest start."""
     return max(work_dir.glob('*/vis_data/scalars.json'), default=None)
+
+
+def lines_after(work_dir: Path, before: Path | None) -> int:
+    """Lines of the log of a start after the one that logged to ``before``, which the new start may have set aside."""
+    newest = newest_log(work_dir)
+    return 0 if newest is None or (before and newest <= before) else newest.read_bytes().count(b'\n')
 
 
 def descendants(pid: int) -> list[int]:
