@@ -1,8 +1,9 @@
+import runpy
 import sys
 
 import pytest
 
-from tests.training import CONFIG, run_tool
+from tests.training import CONFIG, ROOT, run_tool
 
 
 @pytest.mark.slow
@@ -14,3 +15,15 @@ def test_a_run_killed_at_random_ends_as_if_it_had_not_been(tmp_path):
     assert done.returncode == 0, done.stderr + done.stdout
     assert 'killed 2 times: the same to the last bit' in done.stdout
     assert (tmp_path / 'proof/kill_and_resume.png').exists()
+
+
+def test_no_earlier_log_is_taken_for_that_of_a_new_start(tmp_path):
+    lines_after = runpy.run_path(str(ROOT / 'tools/analysis_tools/kill_and_resume.py'))['lines_after']
+    logs = [tmp_path / start / 'vis_data/scalars.json' for start in ('20260101_000000', '20260101_000001')]
+    assert lines_after(tmp_path, None) == 0
+    for log in logs:
+        log.parent.mkdir(parents=True)
+        log.write_text('{}\n{}\n')
+    assert [lines_after(tmp_path, before) for before in (None, *logs)] == [2, 2, 0]
+    logs[1].rename(f'{logs[1]}.1')  # set aside by the new start, before it logs
+    assert lines_after(tmp_path, logs[1]) == 0
