@@ -105,26 +105,60 @@ def test_times_are_log_normal_and_shifted(std):
     assert abs(z.std() - std) < 0.03 * std
 
 
-def test_fine_pixels_come_from_where_their_positions_say():
-    height, width, patch, density = 8, 12, 4, 4
+@pytest.mark.parametrize('overlap', [0.0, 0.5, 1.0])
+@pytest.mark.parametrize('density', [1, 4])
+def test_fine_pixels_come_from_where_their_positions_say(density, overlap):
+    height, width, patch = 8, 12, 4
     y, x = torch.meshgrid(torch.arange(height * density), torch.arange(width * density), indexing='ij')
     images = torch.stack((y, x, torch.zeros_like(y)))[None].float()
+    farthest = 0
     for seed in range(20):
         torch.manual_seed(seed)
-        pixels, noise, (at_y, _) = draw_fine_pixels(images, torch.randn(1, 3, height, width), patch)
+        pixels, noise, (at_y, _) = draw_fine_pixels(images, torch.randn(1, 3, height, width), patch, overlap)
         assert pixels.shape == noise.shape == (1, 3, height, width)
         # Centres in base pixels, from the picture's own ramps; a resampled picture keeps them but at its border.
         found_y = (pixels[0, 0, :, 0] + 0.5) / density - 0.5
-        expected = torch.arange(0, height, patch)[:, None] + at_y * (patch - 1)
-        torch.testing.assert_close(found_y, expected.flatten(), atol=0.2, rtol=0)
-        # One fine row under each base row, which a row that is no whole share of a base row may overhang.
-        assert (at_y * (patch - 1) - torch.arange(patch)).abs().max() < 1
-        assert (at_y.diff() > 0).all()
+        rows = at_y * (patch - 1)
+        expected = (torch.arange(0, height, patch)[:, None] + rows).flatten()
+        # At the picture's edges without an overlap too; with one, some lie beyond, and are what is at the edge.
+        inside = (expected > 0) & (expected < height - 1) if overlap else slice(None)
+        torch.testing.assert_close(found_y[inside], expected[inside], atol=0.2, rtol=0)
+        # One fine row under each base row, or under each of as many parts of the patch with its surroundings; a row
+        # that is no whole share of it may overhang.
+        parts = (torch.arange(patch) + 0.5) * (1 + 2 * overlap / patch) - overlap - 0.5
+        assert (rows - parts).abs().max() <= 1 + overlap / patch
+        assert (at_y.diff() >= 0).all()
+        assert overlap or (at_y.diff() > 0).all()
+        farthest = max(farthest, -0.5 - rows.min().item(), rows.max().item() - patch + 0.5)
+    assert farthest <= overlap
+    assert overlap == 0 or farthest > 0.7 * overlap - 0.25
 
 
-def test_multi_density_training_reaches_the_field(net):
+def test_a_field_is_trained_on_what_its_neighbour_draws():
+    images, noise = torch.zeros(1, 1, 16, 16), torch.zeros(1, 1, 4, 4)
+    images[..., 8:] = 1  # two patches across, of 2 base pixels each
+    before = after = 0
+    for seed in range(20):
+        torch.manual_seed(seed)
+        pixels, _, (_, at_x) = draw_fine_pixels(images, noise, 2, overlap=1.0)
+        # The base pixels' centres are at 0 and 1, and the borders of the patch at -0.5 and 1.5.
+        left, right = pixels[0, 0, 0].round().view(2, 2)
+        assert torch.equal(left, (at_x > 1.5).float())
+        assert torch.equal(right, (at_x > -0.5).float())
+        before, after = before + (at_x < -0.5).sum(), after + (at_x > 1.5).sum()
+    assert before > 5
+    assert after > 5
+
+
+def test_a_negative_overlap_is_refused():
+    with pytest.raises(ValueError, match='overlap=-1 must be 0 or more'):
+        small_loss(overlap=-1)
+
+
+@pytest.mark.parametrize('options', [dict(max_density=4), dict(overlap=1.0), dict(max_density=4, overlap=0.5)])
+def test_training_beside_base_pixels_reaches_the_field(net, options):
     torch.nn.init.normal_(net.head.proj.weight)
-    loss = small_loss(max_density=4)
+    loss = small_loss(**options)
     terms = loss(net, torch.randn(2, 3, 32, 48), torch.tensor([0, 1]), torch.tensor([5]))
     terms['loss_flow'].backward()
     assert net.head.generator.weight.grad.any()

@@ -64,6 +64,8 @@ class FlowMatchREPALoss(nn.Module):
         dim, projector_dim, teacher_dim: widths of the projector: input, hidden layers, output.
         max_density: above 1, train the field at several densities: ``images`` are then ``max_density`` times the base
             size, and each step draws a density between 1 and ``max_density`` (see :meth:`forward`).
+        overlap: train a field up to this many base pixels outside of its patch too, on what its neighbours draw there,
+            so that they agree where they meet. As many pixels as without are spread over the larger square.
         time_mean: mean of the logit of the drawn times; 0 in the paper.
         terms: further :class:`~.terms.LossTerm` parts, built or as dicts; each adds ``loss_NAME``.
 
@@ -86,8 +88,11 @@ class FlowMatchREPALoss(nn.Module):
         time_std: float = 1.0,
         time_mean: float = 0.0,
         terms: Sequence[LossTerm | dict[str, Any]] = (),
+        overlap: float = 0.0,
     ):
         super().__init__()
+        if not overlap >= 0:
+            raise ValueError(f'FlowMatchREPALoss: overlap={overlap} must be 0 or more base pixels')
         self.align_layer = align_layer
         self.repa_weight = repa_weight
         self.timeshift = timeshift
@@ -95,6 +100,7 @@ class FlowMatchREPALoss(nn.Module):
         self.time_mean = time_mean
         self.cond_drop_prob = cond_drop_prob
         self.max_density = max_density
+        self.overlap = overlap
         self.projector = nn.Sequential(
             nn.Linear(dim, projector_dim),
             nn.SiLU(),
@@ -129,9 +135,9 @@ class FlowMatchREPALoss(nn.Module):
     ) -> dict[str, Tensor]:
         """Return the terms in float32, all but the first already weighted.
 
-        With ``max_density`` above 1, the tokens come from the noisy base picture (``images`` averaged down). The field
-        is evaluated on the usual number of pixels, which :func:`~.density.draw_fine_pixels` draws from the finer
-        picture, and their values there are the target.
+        With ``max_density`` above 1 or an ``overlap``, the tokens come from the noisy base picture (``images`` averaged
+        down). The field is evaluated on the usual number of pixels, which :func:`~.density.draw_fine_pixels` draws from
+        the finer picture, and their values there are the target.
 
         Args:
             net: the backbone; its ``encode`` and ``decode`` are called.
@@ -186,8 +192,8 @@ class FlowMatchREPALoss(nn.Module):
         time = t.view(-1, 1, 1, 1)
         x_t = time * base + (1 - time) * noise
         pixels, target, target_noise = x_t, base, noise
-        if self.max_density > 1:
-            target, target_noise, positions = draw_fine_pixels(images, noise, net.patch_size)
+        if self.max_density > 1 or self.overlap > 0:
+            target, target_noise, positions = draw_fine_pixels(images, noise, net.patch_size, self.overlap)
             pixels = time * target + (1 - time) * target_noise
         velocity = true_velocity(target, target_noise, t, getattr(net, 'prediction', 'velocity'))
         return NoisyBatch(x_t, t, cond, base - noise, pixels, velocity, positions, teacher_features)
