@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Compare ways of drawing larger than trained: the paper's, a finer field, several densities, more tokens.
 
-prepare: photographs to training and held-out squares. compare: two checkpoints, trained at one and at several
+prepare: photographs to training and held-out squares. compare: checkpoints, such as trained at one and at several
 densities, against real larger originals. seams: steps at patch borders, hard and joined. sheets: any checkpoints, side
 by side from 1x to 8x. native: more tokens against the trained grid and a finer field. docs/resolution.md has the
 commands.
@@ -25,8 +25,6 @@ def parse_args() -> argparse.Namespace:
     prepare.set_defaults(run=run_prepare)
 
     compare = commands.add_parser('compare', help='measure against originals')
-    compare.add_argument('single', help='checkpoint trained at one density')
-    compare.add_argument('multi', help='checkpoint trained at several densities')
     compare.add_argument('--data', default='digits', help="'digits', or a folder of held-out photographs (digits)")
     compare.add_argument('--num', type=int, default=48, help='held-out pictures to measure on (48)')
     compare.add_argument('--samples', type=int, default=16, help='pictures to sample for seams (16)')
@@ -44,8 +42,6 @@ def parse_args() -> argparse.Namespace:
     seams.set_defaults(run=run_seams)
 
     sheets = commands.add_parser('sheets', help="draw contact sheets: bicubic, the paper's way and the field")
-    sheets.add_argument('checkpoints', nargs='+', help='all of one size')
-    sheets.add_argument('--names', nargs='+', help='what to call them (one density, several densities)')
     sheets.add_argument('--num', type=int, default=2, help='pictures, one sheet each (2)')
     sheets.set_defaults(run=run_sheets)
 
@@ -57,6 +53,9 @@ def parse_args() -> argparse.Namespace:
     native.add_argument('--shown', type=int, default=10, help='of which are drawn (10)')
     native.add_argument('--digits', action='store_true', help='score how many digits are recognised')
     native.set_defaults(run=run_native)
+    for command in (compare, sheets):
+        command.add_argument('checkpoints', nargs='+', help='all of one size')
+        command.add_argument('--names', nargs='+', help='what to call them (one density, several densities)')
     for command in (compare, seams, sheets, native):
         command.add_argument('--seed', type=int, default=0)
     for command in (seams, sheets, native):
@@ -100,19 +99,27 @@ def load(path: str):
     return pipe.net, pipe.sampler, pipe.size[0]
 
 
+def load_all(args: argparse.Namespace):
+    """The networks by name, and the sampler and size of the first."""
+    names = args.names or ['one density', 'several densities'][-len(args.checkpoints) :]
+    if len(names) != len(args.checkpoints):
+        raise ValueError(f'{len(args.checkpoints)} checkpoints and {len(names)} names; give one of --names for each')
+    loaded = [load(path) for path in args.checkpoints]
+    (_, sampler, size), *_ = loaded
+    return {name: net for name, (net, *_) in zip(names, loaded, strict=True)}, sampler, size
+
+
 def run_compare(args: argparse.Namespace) -> None:
     import torch
     from resolution_numbers import SCALES, load_originals, print_estimates, print_looks
 
-    (single, *_), (multi, sampler, size) = load(args.single), load(args.multi)
+    networks, sampler, size = load_all(args)
     images, labels = load_originals(args.data, size * max(SCALES), args.num)
     torch.manual_seed(args.seed)
-    print(
-        f'One step on {len(images)} held-out pictures, {size} pixels wide: PSNR in dB, and the share of their edges\n'
-    )
+    print(f'One step on {len(images)} held-out pictures, {size} pixels wide: PSNR in dB, share of edges\n')
     with torch.no_grad():
-        print_estimates(single, multi, images, labels, size)
-        print_looks(single, multi, sampler, images, size, args.samples, args.seed)
+        print_estimates(networks, images, labels, size)
+        print_looks(networks, sampler, images, size, args.samples, args.seed)
 
 
 def run_seams(args: argparse.Namespace) -> None:
@@ -133,13 +140,8 @@ def run_sheets(args: argparse.Namespace) -> None:
     import torch
     from resolution_sheets import draw_sheets
 
-    names = args.names or ['one density', 'several densities'][-len(args.checkpoints) :]
-    if len(names) != len(args.checkpoints):
-        raise ValueError(f'{len(args.checkpoints)} checkpoints and {len(names)} names; give one of --names for each')
-    loaded = [load(path) for path in args.checkpoints]
-    (_, sampler, size), *_ = loaded
+    networks, sampler, size = load_all(args)
     torch.manual_seed(args.seed)
-    networks = {name: net for name, (net, *_) in zip(names, loaded, strict=True)}
     draw_sheets(networks, sampler, size, args.num, args.seed, args.out)
 
 

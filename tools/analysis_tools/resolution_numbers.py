@@ -30,15 +30,13 @@ def shrink(images, size: int):
     return F.interpolate(images, size=(size, size), mode='area')
 
 
-def print_estimates(single, multi, images, labels, base_size: int) -> None:
+def print_estimates(networks: dict, images, labels, base_size: int) -> None:
     """Print a table, by scale and method: PSNR of ``x_t + (1 - t) v`` to the originals, and share of their edges."""
     columns = [f'{what}, t = {t}' for what in ('PSNR', 'edges') for t in TIMES]
     print('| size | fine pixels start from | method | ' + ' | '.join(columns) + ' |')
     print('|---|---|---|' + '---|' * len(columns))
-    networks = {'one density': single, 'several densities': multi}
     base = shrink(images, base_size)
     coarse = torch.randn_like(base)
-    patches = base_size // single.patch_size
     for scale in SCALES:
         original, guess = shrink(images, base_size * scale), upsample(base, scale)
         fine = finer_noise(coarse, scale)
@@ -47,35 +45,37 @@ def print_estimates(single, multi, images, labels, base_size: int) -> None:
             found = {}
             for name, net in networks.items():
                 estimate = upsample(one_step(net, base, coarse, t, labels), scale)
-                found['nothing', f'bicubic of the estimate at base size, {name}'] = estimate
+                found['nothing', f'{name}: bicubic of the estimate at base size'] = estimate
             for start, picture in (('bicubic', guess), ('the original', original)):
-                found[start, "the paper's, one density"] = paper_step(single, picture, fine, t, labels, patches)
                 for name, net in networks.items():
-                    found[start, f'finer field, {name}'] = one_step(net, base, coarse, t, labels, picture, scale)
+                    patches = base_size // net.patch_size
+                    found[start, f"{name}: the paper's way"] = paper_step(net, picture, fine, t, labels, patches)
+                    found[start, f'{name}: the field'] = one_step(net, base, coarse, t, labels, picture, scale)
             found['-', 'bicubic of the true base picture'] = guess
             for key, estimate in found.items():
                 rows.setdefault(key, []).append((psnr(estimate, original), edge_share(estimate, original)))
         for (start, method), values in rows.items():
             cells = [f'{decibels:.1f}' for decibels, _ in values] + [f'{share:.2f}' for _, share in values]
-            print(f'| {scale}x | {start} | {method} | ' + ' | '.join(cells) + ' |')
+            print(f'| {scale}x | {start} | {method} | ' + ' | '.join(cells) + ' |', flush=True)
 
 
-def print_looks(single, multi, sampler, images, base_size: int, num: int, seed: int) -> None:
+def print_looks(networks: dict, sampler, images, base_size: int, num: int, seed: int) -> None:
     """Print the seams between patches of whole sampled pictures, by method and size."""
     noise = draw_noise(image_generators(range(seed, seed + num)), (3, base_size, base_size))
-    labels, null = torch.arange(num) % single.num_classes, torch.tensor([single.num_classes])
-    grid = (base_size // single.patch_size,) * 2
     scales = (1, *SCALES)
-    rows = {'the originals': [shrink(images, base_size * scale) for scale in scales]}
-    for name, net in (('one density', single), ('several densities', multi)):
+    rows = {}
+    for name, net in networks.items():
+        labels, null = torch.arange(num) % net.num_classes, torch.tensor([net.num_classes])
+        grid = (base_size // net.patch_size,) * 2
+        rows['the originals'] = [shrink(images, base_size * scale) for scale in scales]
         image, field = sampler.sample(net, noise, labels, null, record_field=True)
-        rows[f'bicubic, {name}'] = [image, *(upsample(image, scale) for scale in SCALES)]
-        rows[f"the paper's way, {name}"] = [
+        rows[f'{name}: bicubic'] = [image, *(upsample(image, scale) for scale in SCALES)]
+        rows[f"{name}: the paper's way"] = [
             image,
             *(paper_sample(net, sampler, noise, labels, null, scale) for scale in SCALES),
         ]
         for how, blend in (('hard borders', 0.0), ('joined', BLEND)):
-            rows[f'field, {how}, {name}'] = [
+            rows[f'{name}: the field, {how}'] = [
                 field.decode((base_size * scale,) * 2, alignment='centers', blend=blend) for scale in scales
             ]
     print(f'\nSteps across borders over steps inside, {num} pictures\n')
