@@ -16,11 +16,13 @@ from pixnerd_plugin.checkpoints import read_checkpoint
 from pixnerd_plugin.checkpoints.lora import apply_lora
 from pixnerd_plugin.checkpoints.metadata import default_sampling
 from pixnerd_plugin.formats.parts import build_part
+from pixnerd_plugin.formats.schema import naming
 from pixnerd_plugin.functional.noise import draw_noise, image_generators
 from pixnerd_plugin.images import to_uint8
 from pixnerd_plugin.models.conditioners import Conditioner, LabelConditioner, Qwen3TextEncoder
 from pixnerd_plugin.models.layers.packing import gains_by_packing
 from pixnerd_plugin.sampling import FlowSampler
+from pixnerd_plugin.sampling.plan import apply_plan
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -43,6 +45,7 @@ class Pipeline:
         path: the file it came from.
         packs: pack the weights before drawing (see :mod:`~pixnerd_plugin.models.layers.packing`), again if something
             unpacked them in between.
+        plans: the file's times and guided steps for a few steps (see :mod:`~pixnerd_plugin.sampling.plan`).
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class Pipeline:
         size: tuple[int, int],
         path: str | Path = 'the network',
         packs: bool = False,
+        plans: Sequence[dict[str, Any]] = (),
     ):
         self.net: Any = net
         self.sampler = sampler
@@ -60,6 +64,7 @@ class Pipeline:
         self.size = size
         self.path = path
         self.packs = packs
+        self.plans = plans
 
     @property
     def device(self) -> torch.device:
@@ -85,6 +90,7 @@ class Pipeline:
         batch_size: int = 8,
         token_grid: tuple[int, int] | None = None,
         blend: float = 0.0,
+        planned: bool = False,
         callback: Callable[[Any], None] | None = None,
         **settings: Any,
     ) -> list[Image.Image]:
@@ -101,6 +107,7 @@ class Pipeline:
             batch_size: most pictures sampled at once.
             token_grid: ``(rows, columns)`` of tokens, for pictures of another size than the trained one.
             blend: joins the patches of finer pictures, 0.5 without seams; 0 is the published rule.
+            planned: take the times and the guided steps that the file has for this number of steps.
             callback: called with a :class:`~pixnerd_plugin.sampling.Step` after each step of each batch.
             settings: in place of the file's: ``num_steps``, ``guidance_scale``, ``guidance_interval``, ``timeshift``,
                 and ``order`` where the solver has one; ``type`` names another solver.
@@ -118,6 +125,8 @@ class Pipeline:
             raise ValueError(f'batch_size={batch_size} must be at least 1')
         self.check(what, seeds, size, token_grid)
         sampler = self.sampler.replace(**settings)
+        if planned:
+            sampler = self.plan(sampler)
         pictures: list[Image.Image] = []
         for start in range(0, len(what), batch_size):
             part = slice(start, start + batch_size)
@@ -133,6 +142,15 @@ class Pipeline:
             )
             pictures.extend(map(Image.fromarray, to_uint8(images)))
         return pictures
+
+    def plan(self, sampler: FlowSampler) -> FlowSampler:
+        """``sampler`` with the times and the guided steps that the file has for it.
+
+        Raises:
+            ValueError: if the file has none for this solver, guidance scale and number of steps.
+        """
+        with naming(self.path):
+            return apply_plan(sampler, self.plans)
 
     def sample(
         self,
@@ -278,7 +296,8 @@ def load_pipeline(
         warnings.warn(f'{lora}: {len(skipped)} entries of a text encoder are left out: {skipped[0]}, …', stacklevel=2)
     net = net.to(device, dtype).eval()
     packs = gains_by_packing(device) if packs is None else packs
-    return Pipeline(net, sampler, conditioner and conditioner.to(device), (side, side), path, packs)
+    plans = metadata.get('plans', ())
+    return Pipeline(net, sampler, conditioner and conditioner.to(device), (side, side), path, packs, plans)
 
 
 def resolve_device(device: torch.device | str | None = None) -> torch.device:

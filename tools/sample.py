@@ -83,6 +83,9 @@ def parse_args() -> argparse.Namespace:
     )
     solver.add_argument('--interval', type=options.interval, metavar='MIN,MAX', help='times between which to guide')
     solver.add_argument('--timeshift', type=float)
+    solver.add_argument(
+        '--planned', action='store_true', help='the times and guided steps that the file has for so many steps'
+    )
     run = parser.add_argument_group('running and writing')
     run.add_argument('--out', type=Path, default=Path('samples'), help='folder for the pictures (samples)')
     run.add_argument('--grid', action='store_true', help='also write grid.png with all pictures')
@@ -127,6 +130,8 @@ def main(args: argparse.Namespace) -> None:
         wanted = split_labels(wanted, pipe.conditioner)
     pipe.check(wanted, seeds, args.size, args.token_grid)
     sampler = make_sampler(args, pipe.sampler)
+    if args.planned:
+        sampler = pipe.plan(sampler)
     height, width = pipe.size_of(args.size)
 
     jobs = make_jobs(args, pipe, wanted, seeds, sampler)

@@ -54,6 +54,7 @@ def convert(
     resolution: int | None = None,
     loras: Sequence[tuple[str, float]] = (),
     force: bool = False,
+    plans: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
     """Write ``source`` anew as ``target``, holding one tensor in memory at a time, and return its metadata.
 
@@ -69,6 +70,8 @@ def convert(
         resolution: side of the training pictures in pixels, where the source does not tell.
         loras: adapters to merge, each with its strength.
         force: replace ``target`` if it exists.
+        plans: of :mod:`~pixnerd_plugin.sampling.plan`, added to those of the source; one of the same solver, guidance
+            and number of steps is replaced.
 
     Raises:
         FileNotFoundError, FileExistsError: about source and target.
@@ -92,7 +95,7 @@ def convert(
     size = sum(tensor.nbytes for part in parts for tensor in part.values())
     require_space(target, size)
 
-    metadata = _metadata(contents, checkpoints[labels[0]], labels, resolution)
+    metadata = _metadata(contents, checkpoints[labels[0]], labels, resolution, plans)
     metadata['source'] = dict(name=source.name, sha256=_sha256(contents.path))
     text = {METADATA_KEY: json.dumps(metadata, ensure_ascii=False)}
     with tqdm(total=size, desc='writing', unit='B', unit_scale=True, disable=None) as bar:
@@ -165,8 +168,18 @@ def with_dtype(name: str, tensor: LazyTensor, dtype: torch.dtype | None) -> Lazy
     return LazyTensor(wanted, tensor.shape, read)
 
 
-def _metadata(contents: Contents, checkpoint: Checkpoint, labels: list[str], resolution: int | None) -> dict[str, Any]:
+def _metadata(
+    contents: Contents,
+    checkpoint: Checkpoint,
+    labels: list[str],
+    resolution: int | None,
+    plans: Sequence[dict[str, Any]],
+) -> dict[str, Any]:
     stored, architecture = contents.metadata, checkpoint.architecture
+    by_use = {
+        (plan['type'], plan['order'], plan['guidance_scale'], len(plan['times'])): plan
+        for plan in [*(stored.get('plans') or ()), *plans]
+    }
     known = dict(
         version=VERSION,
         variant=variant_of(architecture),
@@ -175,6 +188,7 @@ def _metadata(contents: Contents, checkpoint: Checkpoint, labels: list[str], res
         resolution=resolution or stored.get('resolution'),
         sampling=stored.get('sampling') or default_sampling(architecture),
         class_names=stored.get('class_names'),
+        plans=list(by_use.values()) or None,
     )
     return {name: value for name, value in known.items() if value is not None}
 

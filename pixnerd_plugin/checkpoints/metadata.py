@@ -2,8 +2,9 @@
 
 It is one JSON object: ``architecture`` (the registry dict), ``weights`` (``'ema'``, ``'raw'`` or ``'both'``),
 ``variant``, ``resolution`` (side of the training pictures in pixels), ``sampling`` (a sampler's registry dict),
-``class_names``, ``lora``, ``source`` (``name`` and ``sha256`` of the file it was made from) and ``version`` of this
-layout. All are optional, and what is not known is left out.
+``plans`` (times and guided steps chosen for a few steps), ``class_names``, ``lora``, ``source`` (``name`` and
+``sha256`` of the file it was made from) and ``version`` of this layout. All are optional, and what is not known is left
+out.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from pixnerd_plugin.formats.parts import DESCRIPTION, check_part, is_known_part
 from pixnerd_plugin.formats.plain_file import parse_json
-from pixnerd_plugin.formats.schema import integer, naming, number, one_of, shown, table, text, texts
+from pixnerd_plugin.formats.schema import integer, naming, number, one_of, sequence, shown, table, text, texts
 
 METADATA_KEY = 'pixnerd'
 """Entry of a safetensors file's metadata, and of mmengine's ``meta``."""
@@ -134,6 +135,18 @@ _RULES = dict(
     variant=text(100),
     resolution=integer(1, 2**16),
     sampling=DESCRIPTION,
+    plans=sequence(
+        table(
+            type=text(100),
+            order=integer(1, 4),
+            guidance_scale=number(-1000.0, 1000.0),
+            guidance_interval=sequence(number(-1000.0, 1000.0), 2, 2),
+            times=sequence(number(0.0, 1.0), 2, 1001),
+            error=number(0.0, 1e9),
+        ),
+        0,
+        100,
+    ),
     class_names=texts(10**6, MAX_TEXT),
     lora=table(rank=integer(1, 2**16), alpha=number(-1e9, 1e9)),
     source=table(name=text(1000), sha256=text(64)),

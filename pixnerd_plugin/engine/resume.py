@@ -12,7 +12,7 @@ import torch
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.model import is_model_wrapper
 
-from pixnerd_plugin.checkpoints import load_into
+from pixnerd_plugin.checkpoints import load_into, read_checkpoint
 from pixnerd_plugin.checkpoints.contents import open_contents
 from pixnerd_plugin.formats.atomic import PREFIX
 from pixnerd_plugin.formats.plain_file import read_small
@@ -98,6 +98,13 @@ def load_initial_weights(model: Any, path: str, new_classes: bool = False) -> No
     model = model.module if is_model_wrapper(model) else model
     # A network that is to learn mean velocities starts from one that gives velocities.
     load_into(model.backbone, path, new='step_embed.', new_classes=new_classes)
+    found, wanted = (
+        part.get('prediction', 'velocity')
+        for part in (read_checkpoint(path).architecture, getattr(model.backbone, 'architecture', dict)())
+    )
+    if found != wanted:
+        model.backbone.head.init_weights()
+        print(f'The network of {path} predicts the {found}, and this one the {wanted}; its last layer starts anew.')
     projector = open_contents(path).projector
     if projector and model.loss is not None:
         own = {name: tuple(tensor.shape) for name, tensor in model.loss.projector.state_dict().items()}

@@ -26,7 +26,8 @@ _GIVEN = ('dim', 'patch_size', 'in_channels', 'operations', 'device', 'dtype')
 
 _SIMPLE = (text(100), number(-(2.0**20), 2.0**20), Rule('', lambda value: type(value) is bool or value is None))
 _SCALAR = Rule('a text, a number or a boolean', lambda value: any(rule.accepts(value) for rule in _SIMPLE))
-_LIST = sequence(_SCALAR, 0, 16)
+# The longest are the times of a sampler.
+_LIST = sequence(_SCALAR, 0, 1001)
 PLAIN = Rule(f'{_SCALAR.what}, or a short list of them', lambda value: _SCALAR.accepts(value) or _LIST.accepts(value))
 
 

@@ -6,6 +6,7 @@ import copy
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -61,6 +62,7 @@ class FlowSampler:
             it as it is. A field has hardly seen the values beyond 3, and leaves coloured dots there.
         guidance: how to guide, a :class:`~.guidance.Guidance`, built or as a dict; classifier-free guidance by default.
             Its ``scale`` and ``interval``, if it has them, stand for ``guidance_scale`` and ``guidance_interval``.
+        times: a time grid of its own, from 0 to 1, in place of that of ``num_steps`` and ``timeshift``.
 
     Raises:
         ValueError: if an argument is out of range; the message names it.
@@ -73,6 +75,7 @@ class FlowSampler:
         guidance_interval=sequence(number(-1000.0, 1000.0), 2, 2),
         timeshift=number(1e-6, 1e6),
         noise_limit=number(0.0, 100.0),
+        times=sequence(number(0.0, 1.0), 2, 1001),
     )
     parts: ClassVar[dict[str, str]] = dict(guidance='guidance')
     order = 1
@@ -89,7 +92,12 @@ class FlowSampler:
         compile: bool = False,
         noise_limit: float = 0.0,
         guidance: Guidance | Mapping[str, Any] | None = None,
+        times: Sequence[float] | None = None,
     ):
+        if times is not None:
+            num_steps = len(times) - 1
+            if num_steps < 1 or (times[0], times[-1]) != (0, 1) or any(r <= t for t, r in pairwise(times)):
+                raise ValueError(f'times={list(times)} must rise from 0 to 1')
         part: Any = build(MODELS, dict(type='ClassifierFreeGuidance') if guidance is None else guidance)
         guidance_scale = guidance_scale if part.scale is None else part.scale
         guidance_interval = guidance_interval if part.interval is None else part.interval
@@ -112,7 +120,8 @@ class FlowSampler:
         # The sampler's scale and interval count from here on, also where one of them is replaced.
         self.guidance: Guidance = copy.copy(part)
         self.guidance.scale = self.guidance.interval = None
-        self.times: list[float] = time_grid(num_steps, timeshift).tolist()
+        self.has_own_times = times is not None
+        self.times: list[float] = time_grid(num_steps, timeshift).tolist() if times is None else list(map(float, times))
 
     @property
     def timesteps(self) -> Tensor:
@@ -129,6 +138,8 @@ class FlowSampler:
         description = describe_part(self)
         if description.get('guidance') == dict(type=ClassifierFreeGuidance.__name__):
             del description['guidance']
+        if not self.has_own_times:
+            description.pop('times', None)
         return description
 
     def replace(self, type: str | None = None, **settings: Any) -> FlowSampler:
@@ -143,6 +154,8 @@ class FlowSampler:
             raise ValueError(f'sampler {type!r} is not known; use one of {", ".join(sorted(known))}')
         known = [*sampler.stored, *sampler.parts]
         kept = {name: getattr(self, name) for name in (*self.stored, *self.parts) if name in known}
+        if not self.has_own_times or 'num_steps' in settings or 'timeshift' in settings:
+            kept.pop('times', None)
         if unknown := [name for name in settings if name not in known]:
             raise ValueError(f'{sampler.__name__} has no setting {unknown[0]}; it has {", ".join(known)}')
         return sampler(**{**kept, **settings}, compile=self.compile)
@@ -332,8 +345,9 @@ class AdamsFlowSampler(FlowSampler):
         compile: bool = False,
         noise_limit: float = 0.0,
         guidance: Guidance | Mapping[str, Any] | None = None,
+        times: Sequence[float] | None = None,
     ):
-        super().__init__(num_steps, guidance_scale, guidance_interval, timeshift, compile, noise_limit, guidance)
+        super().__init__(num_steps, guidance_scale, guidance_interval, timeshift, compile, noise_limit, guidance, times)
         if not 1 <= order <= 4:
             raise ValueError(f'order={order} must be from 1 to 4')
         self.order = order

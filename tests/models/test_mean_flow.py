@@ -56,8 +56,9 @@ def batch_of(x, t, cond=None):
 
 
 @pytest.mark.parametrize('kind', ['class', 'text'])
-def test_the_derivative_along_the_path_is_that_of_finite_differences(kind):
-    net = build_net(kind).double()
+@pytest.mark.parametrize('prediction', ['velocity', 'image'])
+def test_the_derivative_along_the_path_is_that_of_finite_differences(kind, prediction):
+    net = build_net(kind, prediction=prediction).double()
     x, pixels, v, w = torch.randn(4, 2, 3, 8, 12, dtype=torch.float64).unbind()
     t, r = torch.tensor([0.1, 0.4]).double(), torch.tensor([1.0, 0.5]).double()
     cond = torch.tensor([1, 5]) if kind == 'class' else torch.randn(2, 3, TEXT_DIM).double()
@@ -68,7 +69,7 @@ def test_the_derivative_along_the_path_is_that_of_finite_differences(kind):
 
     def u(step):
         s, _ = net.encode(x + step * v, t + step, cond, r=r)
-        return net.decode(s, pixels + step * w, (2, 3), positions)
+        return net.decode(s, pixels + step * w, (2, 3), positions, t=t + step)
 
     h = 1e-3
     with torch.no_grad():
@@ -140,7 +141,8 @@ def test_guidance_is_learned_inside_the_interval():
 
     net = Net(None)
     images, noise = torch.full((2, 3, 4, 4), 3.0), torch.zeros(2, 3, 4, 4)
-    t, cond, null = torch.tensor([0.2, 0.8]), torch.tensor([1, 1]), torch.tensor([5])
+    # The lower end is inside: a step from noise begins there.
+    t, cond, null = torch.tensor([0.0, 0.8]), torch.tensor([1, 1]), torch.tensor([5])
     # Inside, the target is the data's 3 and (1 - 1/4) (3 - 1) more; outside it is the data's.
     loss = small_loss(guidance_scale=4.0, guidance_interval=(0.0, 0.6))
     terms = loss(net, images, cond, null, noise=noise, t=t, r=t)
@@ -165,6 +167,30 @@ def test_the_shares_of_the_steps():
     counts = [loss.draw_steps(2, torch.device('cpu'))[2] for _ in range(300)]
     assert set(counts) == {0, 1}  # 0.25 of 2 is none or one
     assert sum(counts) / 300 == pytest.approx(0.5, abs=0.1)
+
+
+def test_steps_grow_from_no_length_to_their_own():
+    torch.manual_seed(0)
+    loss, net, images = small_loss(warmup=4, equal_share=0.0), build_net(), torch.randn(8, 3, 8, 8)
+    spans = []
+    for _ in range(6):
+        t, r, _ = loss.draw_steps(1000, torch.device('cpu'))
+        spans.append(float((r - t).max()))
+        loss(net, images, torch.zeros(8, dtype=torch.long))
+    assert spans == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1], abs=1e-3)
+    # A resumed run goes on with them.
+    again = small_loss(warmup=4)
+    again.load_state_dict(loss.state_dict())
+    assert again.batches == 6
+
+
+@pytest.mark.parametrize('prediction', ['velocity', 'image'])
+def test_near_the_image_a_network_of_images_is_asked_for_nothing_it_cannot_give(prediction):
+    net, images, noise = build_net(prediction=prediction), torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8)
+    loss = small_loss()
+    t = torch.tensor([0.5, 0.99])
+    loss(net, images, torch.zeros(2, dtype=torch.long), noise=noise, t=t, r=torch.ones(2))
+    assert loss.per_image['t'].tolist() == pytest.approx([0.5, 0.95 if prediction == 'image' else 0.99])
 
 
 @pytest.mark.parametrize(

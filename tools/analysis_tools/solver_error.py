@@ -5,6 +5,8 @@ The error is that of the final picture against a reference of 1000 steps (Adams 
 mean over pictures, with guidance as given at every time, and again with the guidance interval of the checkpoint, whose
 edges are jumps of the velocity. An order of convergence is fitted over the finer half of the steps. Also drawn: the
 estimate of the clean picture after each step (paper Fig. 8), a row a solver.
+
+solver_error.py plan CHECKPOINT chooses times and guided steps instead (solver_error.py plan --help).
 """
 
 import argparse
@@ -158,9 +160,14 @@ def draw_strips(args: argparse.Namespace, common: dict, inputs: tuple) -> None:
 
 
 if __name__ == '__main__':
-    arguments = parse_args()
+    if sys.argv[1:2] == ['plan']:
+        import plan_steps
+
+        arguments, run_it = plan_steps.parse_args(sys.argv[2:]), plan_steps.main
+    else:
+        arguments, run_it = parse_args(), main
     # Only now, because it imports torch: --help answers at once.
     from pixnerd_plugin.cli import one_line_errors
 
     with one_line_errors():
-        main(arguments)
+        run_it(arguments)

@@ -35,11 +35,13 @@ class MeanFlowLoss(FlowMatchREPALoss):
     Args:
         args: as for :class:`~.flow_match_repa.FlowMatchREPALoss`, as are ``kwargs``.
         guidance_scale: scale ``g`` of the guidance that is learned; 1 for none.
-        guidance_interval: it is learned where ``t_min < t < t_max``.
+        guidance_interval: it is learned where ``t_min <= t < t_max``.
         equal_share: share of the pictures with ``r = t``: flow matching.
         end_share: share whose steps end at the image: ``r = 1``.
         whole_share: share with the one step from noise to image: ``t = 0`` and ``r = 1``. All others have two of the
             drawn times as ``t`` and ``r``.
+        warmup: over so many batches the steps grow from no length to their own. Each length is learned from shorter
+            ones, and a network whose head begins anew gives no derivative to learn from.
         power, offset: the weight of a picture is ``w = 1 / (e + offset)^power``, ``e`` its mean squared error.
         velocity_teacher: a network with ``encode`` and ``decode``, or a registry dict. It is not a submodule, so it
             stays out of checkpoints and the EMA.
@@ -47,6 +49,8 @@ class MeanFlowLoss(FlowMatchREPALoss):
     Raises:
         ValueError: if a share is negative, or they are more than 1 together.
     """
+
+    batches: Tensor
 
     def __init__(
         self,
@@ -56,6 +60,7 @@ class MeanFlowLoss(FlowMatchREPALoss):
         equal_share: float = 0.25,
         end_share: float = 0.25,
         whole_share: float = 0.15,
+        warmup: int = 0,
         power: float = 1.0,
         offset: float = 0.01,
         velocity_teacher: Any = None,
@@ -68,6 +73,8 @@ class MeanFlowLoss(FlowMatchREPALoss):
                 f'MeanFlowLoss: equal_share, end_share and whole_share are {self.shares}; each must be 0 or more, and '
                 'all at most 1 together'
             )
+        self.warmup = warmup
+        self.register_buffer('batches', torch.zeros((), dtype=torch.long))
         self.guidance_scale = guidance_scale
         self.guidance_interval = guidance_interval
         self.power = power
@@ -89,6 +96,8 @@ class MeanFlowLoss(FlowMatchREPALoss):
         t[:end] = one[:end]
         r[:equal], r[equal:end] = one[:equal], 1
         t[end:whole], r[end:whole] = 0, 1
+        if self.warmup:
+            r = t + (r - t) * (self.batches / self.warmup).clamp(max=1)
         return t, r, equal
 
     def forward(
@@ -123,6 +132,7 @@ class MeanFlowLoss(FlowMatchREPALoss):
         equal = 0
         if t is None or r is None:
             t, r, equal = self.draw_steps(len(images), images.device)
+            self.batches += 1
         if getattr(net, 'prediction', 'velocity') == 'image':
             # Nearer to the image, the velocity of an exact image would not be the true one.
             t = t.clamp(max=1 - MIN_TIME_LEFT)
@@ -155,7 +165,8 @@ class MeanFlowLoss(FlowMatchREPALoss):
         if scale != 1 and null_cond is not None:
             null = _velocities_at(source, batch, null_cond.to(batch.cond).expand_as(batch.cond))
             low, high = self.guidance_interval
-            is_guided = ((batch.t > low) & (batch.t < high)).view(-1, 1, 1, 1)
+            # With the lower end, whose velocity is the limit from inside: the step from noise begins there.
+            is_guided = ((batch.t >= low) & (batch.t < high)).view(-1, 1, 1, 1)
             added = (is_guided * (path[0] - null[0]), is_guided * (path[1] - null[1]))
         if teacher is None:
             return batch.velocity.float() + (1 - 1 / scale) * added[1], path
