@@ -159,6 +159,8 @@ def apply_plan(sampler: FlowSampler, plans: Sequence[dict[str, Any]]) -> FlowSam
     Raises:
         ValueError: if there is none for this solver, its number of steps and its guidance scale.
     """
+    if 'guidance' in sampler.config():
+        raise ValueError('its plans are for classifier-free guidance; leave the other guidance out')
     own = (type(sampler).__name__, sampler.order, sampler.guidance_scale)
     fitting = [plan for plan in plans if (plan['type'], plan['order'], plan['guidance_scale']) == own]
     for plan in fitting:

@@ -102,6 +102,11 @@ def test_a_plan_is_for_its_solver_steps_and_guidance():
             apply_plan(other, [PLAN])
 
 
+def test_a_plan_is_for_classifier_free_guidance():
+    with pytest.raises(ValueError, match='leave the other guidance out'):
+        apply_plan(AdamsFlowSampler(3, 2, guidance_scale=2.0, guidance=dict(type='CFGZeroStar')), [PLAN])
+
+
 def test_plans_travel_with_the_file_and_draw(tmp_path):
     head = dict(type='NeuralFieldHead', width=4, depth=1)
     net = MODELS.build(dict(type='PixNerdDiT', dim=16, depth=1, num_heads=2, patch_size=4, num_classes=3, head=head))
