@@ -24,7 +24,6 @@ class NoisyBatch(NamedTuple):
         x_t: noisy picture ``(B, C, H, W)``, which the transformer reads.
         t: its times ``(B,)``.
         cond: conditions, those to drop replaced.
-        base_velocity: ``x - e`` of ``x_t``.
         pixels: noisy pixels ``(B, C, H, W)`` that the head is evaluated on; ``x_t`` at a single density.
         velocity: theirs.
         positions: where they are in a patch; None for the pixels of ``x_t``.
@@ -34,7 +33,6 @@ class NoisyBatch(NamedTuple):
     x_t: Tensor
     t: Tensor
     cond: Tensor
-    base_velocity: Tensor
     pixels: Tensor
     velocity: Tensor
     positions: tuple[Tensor, Tensor] | None
@@ -196,7 +194,7 @@ class FlowMatchREPALoss(nn.Module):
             target, target_noise, positions = draw_fine_pixels(images, noise, net.patch_size, self.overlap)
             pixels = time * target + (1 - time) * target_noise
         velocity = true_velocity(target, target_noise, t, getattr(net, 'prediction', 'velocity'))
-        return NoisyBatch(x_t, t, cond, base - noise, pixels, velocity, positions, teacher_features)
+        return NoisyBatch(x_t, t, cond, pixels, velocity, positions, teacher_features)
 
     def _aligned(self, batch: NoisyBatch) -> int | None:
         return self.align_layer if batch.teacher_features is not None else None
