@@ -16,6 +16,7 @@ from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 
 from pixnerd_plugin.sampling import AdamsFlowSampler, FlowSampler, MeanFlowSampler
+from pixnerd_plugin.sampling.plan import apply_plan
 
 from ..field import FIELD, RecordedField, Recorder, require_recordable
 from ..guards import check_shift
@@ -184,6 +185,14 @@ class PixNerdSampler(io.ComfyNode):
                     tooltip='Keep what PixNerd Decode needs to render this picture at any size. It takes memory: about '
                     '150 MB for a picture of 512x512 in 25 steps.',
                 ),
+                advanced(
+                    io.Boolean.Input(
+                        'planned',
+                        default=False,
+                        tooltip='Take the times, and the steps to guide, that were chosen for this model and so many '
+                        'steps (tools/analysis_tools/solver_error.py plan); the file must have them.',
+                    )
+                ),
             ],
             outputs=[io.Latent.Output(display_name='LATENT', tooltip='For PixNerd Decode or VAE Decode.')],
         )
@@ -204,6 +213,7 @@ class PixNerdSampler(io.ComfyNode):
         guidance_end: float,
         denoise: float,
         record_field: bool,
+        planned: bool = False,
     ) -> io.NodeOutput:
         require_pixnerd(model, 'model')
         samples = _as_image(model, latent)
@@ -211,12 +221,16 @@ class PixNerdSampler(io.ComfyNode):
             require_recordable(model, {'positive': positive, 'negative': negative}, latent, denoise)
         shift = _shift_of(model, shift)
         widgets = Settings(steps, cfg, order, shift, guidance_start, guidance_end)
-        settings = resolve(model.model.model_config.metadata, widgets)
-        logging.info('PixNerd Sampler: %s', settings)
+        metadata = model.model.model_config.metadata
+        settings = resolve(metadata, widgets)
+        solver, sigmas = _solver(settings), published_sigmas(settings.steps, shift, denoise)
+        if planned:
+            solver = _planned(solver, metadata, denoise)
+            settings = settings._replace(start=solver.guidance_interval[0], end=solver.guidance_interval[1])
+            sigmas = (1 - solver.timesteps).float()
+        logging.info('PixNerd Sampler: %s%s', settings, ', planned times' if planned else '')
         guided = _guided_inside(model, settings.start, settings.end)
-        sigmas = published_sigmas(settings.steps, shift, denoise)
         batch_index = latent.get('batch_index')
-        solver = _solver(settings)
         noise = solver.limit(comfy.sample.prepare_noise(samples, seed, batch_index))
         preview = latent_preview.prepare_callback(guided, max(len(sigmas) - 1, 0))
 
@@ -260,6 +274,15 @@ def _solver(settings: Settings) -> FlowSampler:
     return AdamsFlowSampler(
         settings.steps, settings.order, settings.cfg, interval, settings.shift, noise_limit=settings.noise_limit
     )
+
+
+def _planned(solver: FlowSampler, metadata: dict[str, Any], denoise: float) -> FlowSampler:
+    if denoise < 0.9999:
+        raise ValueError('planned holds for runs from pure noise: set denoise to 1, or turn planned off.')
+    try:
+        return apply_plan(solver, metadata.get('plans', ()))
+    except ValueError as error:
+        raise ValueError(f'planned: the model cannot be drawn so, because {error}; or turn planned off.') from None
 
 
 def _field(

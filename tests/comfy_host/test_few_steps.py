@@ -14,7 +14,7 @@ import_host()
 import comfy.sd  # noqa: E402
 
 from comfy_nodes.nodes import PixNerdDecode  # noqa: E402
-from pixnerd_plugin.sampling import MeanFlowSampler  # noqa: E402
+from pixnerd_plugin.sampling import AdamsFlowSampler, MeanFlowSampler  # noqa: E402
 
 from .native import SEED, empty, error, noise, sample  # noqa: E402
 
@@ -68,3 +68,33 @@ def test_a_one_step_picture_decodes_at_any_size(model, net, conds):
     expected = ((field.decode((128, 192)) + 1) / 2).clamp(0, 1).movedim(1, -1)
     # Both keep patch vectors in bfloat16.
     assert error(image, expected) < 2e-2
+
+
+class TestPlanned:
+    """Times and guided steps that a file has for its network."""
+
+    PLAN = dict(
+        type='AdamsFlowSampler',
+        order=2,
+        guidance_scale=3.0,
+        guidance_interval=[-1.0, 0.5],
+        times=[0.0, 0.1, 0.3, 0.7, 1.0],
+        error=0.1,
+    )
+
+    @pytest.fixture
+    def model(self, kind, tmp_path):
+        save_net(build_net(kind), tmp_path / 'model.safetensors', plans=[self.PLAN])
+        return comfy.sd.load_diffusion_model(str(tmp_path / 'model.safetensors'))
+
+    def test_the_sampler_follows_the_plan(self, model, kind, conds):
+        result = sample(model, conds, steps=4, planned=True)['samples']
+        solver = AdamsFlowSampler(order=2, guidance_scale=3.0, guidance_interval=(-1.0, 0.5), times=self.PLAN['times'])
+        assert error(result, solver.sample(build_net(kind), noise(), *conds[0])) <= 1e-4
+        assert error(result, sample(model, conds, steps=4)['samples']) > 1e-3
+
+    def test_what_it_does_not_hold_for_is_said(self, model, conds):
+        with pytest.raises(ValueError, match=r'planned: .* no plan of 5 steps .* only of 4'):
+            sample(model, conds, steps=5, planned=True)
+        with pytest.raises(ValueError, match='set denoise to 1'):
+            sample(model, conds, steps=4, planned=True, denoise=0.5)
