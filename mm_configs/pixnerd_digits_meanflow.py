@@ -1,7 +1,7 @@
 # The digits of make demo in one to four steps: its network (PIXNERD_INIT), distilled with MeanFlow. docs/few_steps.md
 _base_ = './pixnerd_digits.py'
 teacher = '{{$PIXNERD_INIT:work_dirs/digits/iter_1600.pth}}'
-max_iters = 1000
+max_iters = 200
 model = dict(
     backbone=dict(step_end=True),
     loss=dict(
@@ -15,6 +15,7 @@ model = dict(
         end_share=0.2,
         whole_share=0.2,
         warmup=100,
+        noise_limit=2.0,
     ),
     sampler=dict(_delete_=True, type='MeanFlowSampler', num_steps=2, noise_limit=2.0),
 )
@@ -24,6 +25,6 @@ train_cfg = dict(max_iters=max_iters)
 optim_wrapper = dict(optimizer=dict(lr=6e-4))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, end=30),
-    dict(type='CosineAnnealingLR', eta_min_ratio=0.05, by_epoch=False, begin=30, end=max_iters),
+    dict(type='CosineAnnealingLR', eta_min_ratio=0.02, by_epoch=False, begin=30, end=max_iters),
 ]
-default_hooks = dict(ema=dict(decay=0.98))
+default_hooks = dict(logger=dict(interval=20), ema=dict(decay=0.97), checkpoint=dict(interval=100))

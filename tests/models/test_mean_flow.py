@@ -184,6 +184,17 @@ def test_steps_grow_from_no_length_to_their_own():
     assert again.batches == 6
 
 
+def test_noise_is_drawn_within_its_limit():
+    seen = []
+    net = Path(lambda x, t, r: 0 * x)
+    encode = net.encode
+    net.encode = lambda x, *args, **kwargs: (seen.append(x), encode(x, *args, **kwargs))[1]
+    loss = small_loss(noise_limit=0.5, equal_share=0.0, end_share=0.0, whole_share=1.0)
+    loss(net, torch.zeros(2, 3, 8, 8), torch.zeros(2, dtype=torch.long))
+    assert seen[0].abs().max() == 0.5
+    assert (seen[0].abs() < 0.5).any()
+
+
 @pytest.mark.parametrize('prediction', ['velocity', 'image'])
 def test_near_the_image_a_network_of_images_is_asked_for_nothing_it_cannot_give(prediction):
     net, images, noise = build_net(prediction=prediction), torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8)

@@ -42,6 +42,8 @@ class MeanFlowLoss(FlowMatchREPALoss):
             drawn times as ``t`` and ``r``.
         warmup: over so many batches the steps grow from no length to their own. Each length is learned from shorter
             ones, and a network whose head begins anew gives no derivative to learn from.
+        noise_limit: cut the drawn noise to this many standard deviations on both sides, as the sampler's setting of
+            this name does; 0 leaves it. A field gives the rarest values wrongly, and their derivative more so.
         power, offset: the weight of a picture is ``w = 1 / (e + offset)^power``, ``e`` its mean squared error.
         velocity_teacher: a network with ``encode`` and ``decode``, or a registry dict. It is not a submodule, so it
             stays out of checkpoints and the EMA.
@@ -61,6 +63,7 @@ class MeanFlowLoss(FlowMatchREPALoss):
         end_share: float = 0.25,
         whole_share: float = 0.15,
         warmup: int = 0,
+        noise_limit: float = 0.0,
         power: float = 1.0,
         offset: float = 0.01,
         velocity_teacher: Any = None,
@@ -74,6 +77,7 @@ class MeanFlowLoss(FlowMatchREPALoss):
                 'all at most 1 together'
             )
         self.warmup = warmup
+        self.noise_limit = noise_limit
         self.register_buffer('batches', torch.zeros((), dtype=torch.long))
         self.guidance_scale = guidance_scale
         self.guidance_interval = guidance_interval
@@ -133,6 +137,10 @@ class MeanFlowLoss(FlowMatchREPALoss):
         if t is None or r is None:
             t, r, equal = self.draw_steps(len(images), images.device)
             self.batches += 1
+        if noise is None and self.noise_limit:
+            height, width = (side // self.max_density for side in images.shape[2:])
+            noise = images.new_empty(*images.shape[:2], height, width).normal_()
+            noise = noise.clamp(-self.noise_limit, self.noise_limit)
         if getattr(net, 'prediction', 'velocity') == 'image':
             # Nearer to the image, the velocity of an exact image would not be the true one.
             t = t.clamp(max=1 - MIN_TIME_LEFT)

@@ -1,0 +1,118 @@
+#!/usr/bin/env python
+"""Compare digits drawn in a few steps with those of the network that was distilled.
+
+For each number of steps: the share that a support-vector classifier recognises, and the Fréchet distance to the
+training digits in the features of a classifier of tools/train_classifier.py; of several checkpoints (seeds), one row
+each. Also drawn: ten digits a row, in so many steps, and those of one step rendered at four times the size.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import options
+
+SCALE = 4
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('checkpoints', nargs='+', help='of mm_configs/pixnerd_digits_meanflow.py, one a seed')
+    parser.add_argument('--teacher', help='the network that was distilled, sampled with its own settings')
+    parser.add_argument(
+        '--teacher-noise-limit', type=float, default=2.0, help="noise limit of the teacher's sampler (2)"
+    )
+    parser.add_argument('--classifier', type=Path, help='of tools/train_classifier.py digits; without it, no distances')
+    parser.add_argument('--steps', type=int, nargs='+', default=[1, 2, 4, 8], help='(1 2 4 8)')
+    parser.add_argument('--num', type=int, default=500, help='digits, classes taking turns (500)')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the first digit (0)')
+    options.add_device(parser)
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/few_steps'), help='folder for numbers and figure')
+    return parser.parse_args()
+
+
+def main(args: argparse.Namespace) -> None:
+    from demo_digits import enlarge, stack_rows
+
+    from pixnerd_plugin import load_pipeline
+    from pixnerd_plugin.formats.atomic import atomic_path
+    from pixnerd_plugin.images import image_grid, save_png, to_uint8
+
+    score = make_scorer(args.classifier)
+    results, pictures = [], []
+    if args.teacher:
+        pipe = load_pipeline(args.teacher, device=args.device, dtype='float32')
+        sampler = pipe.sampler.replace(noise_limit=args.teacher_noise_limit)
+        images = draw(pipe, sampler, args)
+        results.append(dict(checkpoint=args.teacher, sampler=f'{sampler.num_steps} guided steps', **score(images)))
+        pictures.append(images[:10])
+    for number, path in enumerate(args.checkpoints):
+        pipe = load_pipeline(path, device=args.device, dtype='float32')
+        for steps in args.steps:
+            sampler = pipe.sampler.replace(num_steps=steps)
+            images = draw(pipe, sampler, args)
+            results.append(dict(checkpoint=path, sampler=f'{steps} step{"s" * (steps > 1)}', **score(images)))
+            if number == 0 and steps <= 2:
+                pictures.append(images[:10])
+        if number == 0:
+            sampler = pipe.sampler.replace(num_steps=args.steps[0])
+            _, field = pipe.sample(*first(args, 10), sampler=sampler, record_field=True)
+            fine = to_uint8(field.decode((pipe.size[0] * SCALE, pipe.size[1] * SCALE)))
+    rows = [enlarge(image_grid(to_uint8(images), 10, gap=1), SCALE) for images in pictures]
+    save_png(args.out / 'few_steps.png', stack_rows([*rows, image_grid(fine, 10, gap=SCALE)]))
+    with atomic_path(args.out / 'few_steps.json') as temporary:
+        temporary.write_text(json.dumps(results, indent=1) + '\n')
+    print('| checkpoint | sampler | recognised | Fréchet distance |\n|---|---|---|---|')
+    for row in results:
+        distance = f'{row["distance"]:.2f}' if 'distance' in row else '-'
+        print(f'| {row["checkpoint"]} | {row["sampler"]} | {row["recognised"]:.1%} | {distance} |'.replace('%', ' %'))
+    print(f'figure: {args.out / "few_steps.png"}')
+
+
+def first(args: argparse.Namespace, count: int) -> tuple[list[int], list[int]]:
+    """Labels and seeds of the first digits."""
+    return [index % 10 for index in range(count)], list(range(args.seed, args.seed + count))
+
+
+def draw(pipe, sampler, args: argparse.Namespace):
+    """Digits ``(num, 3, H, W)``, a hundred at once."""
+    import torch
+
+    labels, seeds = first(args, args.num)
+    parts = [slice(start, start + 100) for start in range(0, args.num, 100)]
+    return torch.cat([pipe.sample(labels[part], seeds[part], sampler=sampler) for part in parts])
+
+
+def make_scorer(classifier: Path | None):
+    """A function from digits, classes taking turns, to ``recognised`` and, with a classifier, ``distance``."""
+    import torch
+    from demo_digits import recognise
+
+    from pixnerd_plugin.evaluation.classifier import ClassifierFeatures
+    from pixnerd_plugin.evaluation.metrics import Statistics, frechet_distance
+    from pixnerd_plugin.evaluation.pictures import digit_images
+    from pixnerd_plugin.images import to_uint8
+
+    features = None if classifier is None else ClassifierFeatures(classifier)
+    real = None if features is None else Statistics.of(features(digit_images('train', (32, 32)).images).pool)
+
+    def score(images) -> dict[str, float]:
+        pixels = to_uint8(images)
+        found = dict(recognised=float(recognise(pixels, [index % 10 for index in range(len(pixels))])))
+        if features is not None:
+            pool = features(torch.from_numpy(pixels).movedim(-1, 1)).pool
+            found['distance'] = frechet_distance(Statistics.of(pool), real)
+        return found
+
+    return score
+
+
+if __name__ == '__main__':
+    arguments = parse_args()
+    # Only now, because it imports torch: --help answers at once.
+    from pixnerd_plugin.cli import one_line_errors
+
+    with one_line_errors():
+        main(arguments)
