@@ -34,7 +34,7 @@ class FrozenBackbone:
 
     def __init__(self, checkpoint: str | Path, weights: str = 'ema', dtype: str | None = None):
         self.prediction = read_checkpoint(checkpoint, weights).architecture.get('prediction', 'velocity')
-        self._model = FrozenModel(partial(_load, checkpoint, weights, dtype and resolve_dtype(dtype)))
+        self._model = FrozenModel(partial(_load, checkpoint, weights, None if dtype is None else resolve_dtype(dtype)))
 
     @torch.no_grad()
     def encode(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:

@@ -53,18 +53,18 @@ class Path:
         """RMS over pictures of the solver's error at t = 1, if the network were asked on the true path."""
         times = self.times[list(choice.nodes)]
         weights = -self.exact.copy()
-        for step, coefficients in enumerate(adams_coefficients(times, order)):
+        for step, coefficients in enumerate(adams_coefficients(times.tolist(), order)):
             length = times[step + 1] - times[step]
             first = step + 1 - len(coefficients)
             for index, coefficient in enumerate(coefficients, start=first):
                 guided = choice.first <= index <= choice.last
                 weights[int(guided), choice.nodes[index]] += length * coefficient
         flat = weights.ravel()
-        return float(np.sqrt(max(flat @ self.products @ flat, 0.0)))
+        return max(float(flat @ self.products @ flat), 0.0) ** 0.5
 
     def choice(self, times: Sequence[float]) -> Choice:
         """The nodes nearest to ``times``, each another, guided as the path is."""
-        nodes = [int(np.abs(self.times - t).argmin()) for t in times]
+        nodes = [int(np.argmin(np.abs(self.times - t))) for t in times]
         for index in range(1, len(nodes)):
             nodes[index] = max(nodes[index], nodes[index - 1] + 1)
         nodes[-1] = len(self.times) - 1
