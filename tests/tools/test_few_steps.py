@@ -1,0 +1,87 @@
+"""solver_error.py plan and few_steps.py on networks that know nothing."""
+
+import json
+import runpy
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from pixnerd_plugin import load_pipeline
+from pixnerd_plugin.registry import MODELS
+from tests.training import ROOT
+
+SAMPLING = dict(type='AdamsFlowSampler', num_steps=4, order=2, guidance_scale=1.5, guidance_interval=[0.0, 0.6])
+FEW = dict(type='MeanFlowSampler', num_steps=2)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    def run_tool(name, *arguments):
+        monkeypatch.setattr(sys, 'argv', [name, *map(str, arguments), '--device', 'cpu'])
+        code = None
+        try:
+            runpy.run_path(str(ROOT / 'tools/analysis_tools' / name), run_name='__main__')
+        except SystemExit as end:
+            code = end.code
+        return code, capsys.readouterr().out
+
+    return run_tool
+
+
+def save(path, sampling, resolution, **changes):
+    torch.manual_seed(0)
+    head = dict(type='NeuralFieldHead', width=4, depth=1, alignment='centers')
+    config = dict(type='PixNerdDiT', dim=16, depth=1, num_heads=2, patch_size=8, num_classes=10, head=head)
+    net = MODELS.build({**config, **changes})
+    torch.nn.init.normal_(net.head.proj.weight)
+    torch.nn.init.normal_(net.label_embed.weight)
+    metadata = dict(architecture=net.architecture(), sampling=sampling, resolution=resolution)
+    save_file(net.state_dict(), path, {'pixnerd': json.dumps(metadata)})
+    return path
+
+
+def test_a_plan_is_made_compared_and_written(run, tmp_path):
+    source, target = save(tmp_path / 'net.safetensors', SAMPLING, 8), tmp_path / 'planned.safetensors'
+    counts = ['--evaluations', 4, 6, '--num', 2, '--runs', 15, '--reference-steps', 400]
+    code, printed = run('solver_error.py', 'plan', source, *counts, '--to', target, '--out', tmp_path / 'out')
+    assert code is None
+    rows = json.loads((tmp_path / 'out/plans.json').read_text())
+    assert [row['evaluations'] for row in rows] == [4, 6]
+    for row in rows:
+        assert 0 < row['planned'] < 1
+        assert (len(row['times']), row['times'][0], row['times'][-1]) == (row['evaluations'] + 1, 0, 1)
+    assert f'| 4 | {rows[0]["uniform"]:.4f} | {rows[0]["shifted"]:.4f} | {rows[0]["planned"]:.4f} |' in printed
+    assert Image.open(tmp_path / 'out/plans.png').size[0] > 100
+    pipe = load_pipeline(target)
+    assert [plan['error'] for plan in pipe.plans] == [row['planned'] for row in rows]
+    assert pipe.plan(pipe.sampler).times == rows[0]['times']
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'changes', 'message'),
+    [
+        (['--evaluations', 1], {}, 'must be at least 2'),
+        (['--reference-steps', 100], {}, '--reference-steps 100 at least'),
+        ([], dict(step_end=True), 'networks that give velocities'),
+    ],
+)
+def test_what_cannot_be_planned_gets_one_line(run, tmp_path, arguments, changes, message):
+    code, _ = run('solver_error.py', 'plan', save(tmp_path / 'net.safetensors', SAMPLING, 8, **changes), *arguments)
+    assert message in code
+    assert '\n' not in code
+
+
+def test_few_steps_are_compared_and_drawn(run, tmp_path):
+    teacher = save(tmp_path / 'teacher.safetensors', SAMPLING, 32)
+    student = save(tmp_path / 'student.safetensors', FEW, 32, step_end=True)
+    options = ['--teacher', teacher, '--num', 20, '--steps', 1, 2, '--out', tmp_path / 'out']
+    code, printed = run('few_steps.py', student, *options)
+    assert code is None
+    rows = json.loads((tmp_path / 'out/few_steps.json').read_text())
+    assert [row['sampler'] for row in rows] == ['4 guided steps', '1 step', '2 steps']
+    assert '| 2 steps |' in printed
+    # Four rows of ten digits, each 128 pixels wide: the teacher's, one step, two, and one rendered finer.
+    assert Image.open(tmp_path / 'out/few_steps.png').height == 4 * 128 + 3 * 8
