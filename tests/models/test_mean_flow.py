@@ -213,9 +213,13 @@ def test_shares_that_are_none_are_refused(arguments, message):
         small_loss(**arguments)
 
 
-def test_one_end_alone_is_refused():
-    with pytest.raises(ValueError, match='both t and r'):
-        small_loss()(build_net(), torch.randn(1, 3, 8, 8), torch.tensor([0]), t=torch.rand(1))
+def test_the_beginning_alone_is_flow_matching_and_the_end_alone_is_refused():
+    net, loss, given = build_net(), small_loss(), dict(noise=torch.randn(2, 3, 8, 8), t=torch.rand(2))
+    images, cond = torch.randn(2, 3, 8, 8), torch.tensor([0, 1])
+    alone = loss(net, images, cond, **given)['error']
+    assert torch.equal(alone, loss(net, images, cond, r=given['t'], **given)['error'])
+    with pytest.raises(ValueError, match='only with t'):
+        loss(net, images, cond, r=torch.ones(2))
 
 
 @pytest.mark.parametrize('recompute', [False, True])

@@ -120,23 +120,26 @@ class MeanFlowLoss(FlowMatchREPALoss):
 
         Args:
             net: the backbone, built with ``step_end=True``.
-            t, r: where the steps begin and end, ``(B,)``, ``t <= r``; give both or neither.
+            t, r: where the steps begin and end, ``(B,)``, ``t <= r``; drawn if neither is given. With ``t`` alone,
+                ``r = t``: the error of the velocity, as a validation asks for it.
 
         Returns:
             ``loss_flow``; ``error``, its mean square without weights and without gradient, for logs; and the further
             terms of the base class, in which ``u - (r - t) du/dt`` is the velocity.
 
         Raises:
-            ValueError: if only one of ``t`` and ``r`` is given, or there is guidance and no ``null_cond``.
+            ValueError: if ``r`` is given without ``t``, or there is guidance and no ``null_cond``.
         """
-        if (t is None) != (r is None):
-            raise ValueError('MeanFlowLoss takes both t and r, the two ends of the steps, or neither')
+        if t is None and r is not None:
+            raise ValueError('MeanFlowLoss takes r, the ends of the steps, only with t, their beginnings')
         if self.guidance_scale != 1 and null_cond is None:
             raise ValueError(f'MeanFlowLoss: guidance_scale={self.guidance_scale} needs null_cond')
         equal = 0
-        if t is None or r is None:
+        if t is None:
             t, r, equal = self.draw_steps(len(images), images.device)
             self.batches += 1
+        elif r is None:
+            r, equal = t, len(t)
         if noise is None and self.noise_limit:
             height, width = (side // self.max_density for side in images.shape[2:])
             noise = images.new_empty(*images.shape[:2], height, width).normal_()
