@@ -45,7 +45,7 @@ def run(args: Any) -> None:
             name,
             summary(seconds[name]),
             ratio(seconds[name], seconds[first]),
-            f'{relative_difference(call(), exact):.1e}',
+            f'{relative_difference(call(), exact):.2e}',
         )
 
 
