@@ -8,7 +8,7 @@ model = dict(
     backbone=dict(dim=128, num_heads=4, text_length=16, position_rule='grid', head=dict(width=16)),
     conditioner=dict(max_length=16),
     loss=dict(dim=128, projector_dim=128),
-    sampler=dict(num_steps=20, guidance_scale=2.0),
+    sampler=dict(num_steps=12, guidance_scale=2.0),
 )
 train_dataloader = dict(
     batch_size=64,
@@ -22,12 +22,16 @@ train_dataloader = dict(
     ),
     batch_sampler=dict(type='BucketBatchSampler', resolution=image_size, max_aspect=max_aspect, multiple=patch_size),
 )
-max_iters = 800
+max_iters = 400
 train_cfg = dict(max_iters=max_iters)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, end=50),
     dict(type='CosineAnnealingLR', eta_min_ratio=0.05, by_epoch=False, begin=50, end=max_iters),
 ]
+# The classifier takes pictures of every shape (tools/train_classifier.py).
+feature_extractor = dict(
+    type='ClassifierFeatures', weights='{{$PIXNERD_CLASSIFIER:work_dirs/classifier.safetensors}}', any_size=True
+)
 prompts = ['airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck']
 sizes = [(16, 32), (24, 24), (32, 16)]
 custom_hooks = [

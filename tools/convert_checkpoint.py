@@ -18,6 +18,8 @@ import signal
 import sys
 from pathlib import Path
 
+import options
+
 # For a Python that looks for packages in its own folder alone, as ComfyUI's portable one does.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -47,10 +49,12 @@ def parse_args() -> argparse.Namespace:
         help='adapters to add to the weights',
     )
     parser.add_argument('--force', action='store_true', help='replace OUT if it exists')
+    options.add_imports(parser)
     return parser.parse_args()
 
 
 def main(args: argparse.Namespace) -> None:
+    options.import_parts(args, args.source)
     from pixnerd_plugin.checkpoints.convert import convert
     from pixnerd_plugin.checkpoints.lora import convert_lora, is_lora, parse_lora
     from pixnerd_plugin.checkpoints.text_encoder import convert_text_encoder, is_text_encoder

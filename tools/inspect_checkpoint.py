@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import options
+
 # For a Python that looks for packages in its own folder alone, as ComfyUI's portable one does.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -25,10 +27,12 @@ def parse_args() -> argparse.Namespace:
         '--quick', action='store_true', help='headers only: do not look for NaN and zeros in the weights'
     )
     parser.add_argument('--json', action='store_true', help='print everything as one JSON object')
+    options.add_imports(parser)
     return parser.parse_args()
 
 
 def main(args: argparse.Namespace) -> None:
+    options.import_parts(args, args.file)
     from pixnerd_plugin.checkpoints.inspect import report
 
     result = report(args.file, values=not args.quick)

@@ -5,6 +5,7 @@ import os
 import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable
+from pathlib import Path
 
 
 def size(text: str) -> tuple[int, int]:
@@ -69,6 +70,36 @@ def add_compute(parser: argparse._ActionsContainer) -> None:
         action=argparse.BooleanOptionalAction,
         help='hold the weights as products on a CPU read them; by default where that is faster (AVX-512)',
     )
+
+
+def add_imports(parser: argparse._ActionsContainer) -> None:
+    """Parts of the user's own; :func:`import_parts` imports them."""
+    parser.add_argument(
+        '--import',
+        nargs='+',
+        action='extend',
+        default=[],
+        dest='imports',
+        metavar='MODULE',
+        help='modules to import first, which register parts of your own',
+    )
+    parser.add_argument(
+        '--import-config',
+        action='store_true',
+        help='also import what the config in the checkpoint does (custom_imports): only for files that you trust',
+    )
+
+
+def import_parts(args: argparse.Namespace, checkpoint: str | Path | None = None) -> None:
+    from pixnerd_plugin.checkpoints.own_parts import import_parts, modules_of
+
+    modules = list(args.imports)
+    if args.import_config:
+        if checkpoint is None or not (found := modules_of(checkpoint)):
+            raise ValueError(f'--import-config: {checkpoint} holds no config of a training that imports anything')
+        print(f'importing {", ".join(found)}, as the config in {checkpoint} does')
+        modules += found
+    import_parts(modules)
 
 
 def add_workers(parser: argparse._ActionsContainer, what: str) -> None:

@@ -36,6 +36,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--tile', type=int, default=512, help='side of a tile in pixels, a multiple of 16 (512)')
     parser.add_argument('--device', help="'cuda', 'cpu', ...; by default a GPU if there is one")
+    options.add_imports(parser)
     return parser.parse_args()
 
 
@@ -49,6 +50,7 @@ def main(args: argparse.Namespace) -> None:
 
     if args.tile < 16 or args.tile % 16:
         raise ValueError(f'--tile {args.tile} must be a multiple of 16, as TIFF wants it')
+    options.import_parts(args, args.field)
     field = FieldTrajectory.load(args.field).picture(args.picture)
     field = field.to(args.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     size = args.size or field.size

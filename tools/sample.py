@@ -95,6 +95,7 @@ def parse_args() -> argparse.Namespace:
     run.add_argument('--batch-size', type=int, default=8, help='pictures sampled at once (8)')
     options.add_device(run)
     options.add_compute(run)
+    options.add_imports(run)
     return parser.parse_args()
 
 
@@ -107,6 +108,7 @@ def main(args: argparse.Namespace) -> None:
     from pixnerd_plugin.images import image_grid, save_png, to_uint8
 
     check(args)
+    options.import_parts(args, args.checkpoint)
     seeds = read_seeds(args)
     wanted = read_prompts(args.prompts) if args.prompts else args.class_label or args.prompt
     lora, strength = parse_lora(args.lora) if args.lora else (None, 1.0)

@@ -39,6 +39,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--overwrite', action='store_true', help='throw away samples of other settings in the folder')
     options.add_compute(parser)
+    options.add_imports(parser)
     options.add_config_options(parser)
     return parser.parse_args()
 
@@ -63,9 +64,10 @@ def main(args: argparse.Namespace) -> None:
     for name, value in (('--num-samples', num), ('--batch-size', args.batch_size)):
         if value < 1:
             raise ValueError(f'{name} must be at least 1, got {value}')
+    options.import_parts(args, args.checkpoint)
+    config = load_config(args.config, args.cfg_options)  # with what it imports, which the checkpoint may need
     read_checkpoint(args.checkpoint)  # ends here if it cannot be read
     hide_broken_torchvision()
-    config = load_config(args.config, args.cfg_options)
     size = image_size_of(config, args.checkpoint)
     if args.reference:
         extractor = make_extractor(config, num)

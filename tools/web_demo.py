@@ -21,6 +21,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--host', default='127.0.0.1', help='address to listen on (127.0.0.1: this machine only)')
     parser.add_argument('--port', type=int, default=7860, help='port (7860)')
     options.add_device(parser)
+    options.add_imports(parser)
     limits = parser.add_argument_group('limits for visitors')
     at_least_1 = options.numbers(1)
     limits.add_argument('--max-side', type=at_least_1, default=1024, help='longest side of a picture in pixels (1024)')
@@ -250,6 +251,7 @@ def main(args: argparse.Namespace) -> None:
 
     from pixnerd_plugin import load_pipeline
 
+    options.import_parts(args, args.checkpoint)
     pipe = load_pipeline(args.checkpoint, args.text_encoder, args.device, class_names=args.class_names)
     if pipe.conditioner is None:
         raise ValueError(f'{args.checkpoint} draws prompts; give --text-encoder FOLDER, its Qwen3 model')

@@ -13,6 +13,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 # Far above any network; building more blocks than that would take minutes, which a malicious file could ask for.
 MAX_DEPTH = 512
 
+_HEADS = ('NeuralFieldHead', 'DeCoHead', 'LinearHead')
+
 # Arguments that leave no trace in the tensors.
 _TRACELESS = {'position_rule', 'prediction'}
 _TRACELESS_HEAD = {'coordinates', 'num_frequencies', 'normalize', 'alignment'}
@@ -24,6 +26,11 @@ def find_architecture(shapes: Shapes, stored: Mapping[str, Any] | None = None) -
     Raises:
         ValueError: if the tensors are not those of a PixNerd network, or ``stored`` contradicts them.
     """
+    kind = (stored.get('head') or {}).get('type') if stored is not None else None
+    is_own = kind is not None and kind not in _HEADS
+    if is_own:
+        # A head of the user's own, whose tensors may have any names.
+        shapes = {name: shape for name, shape in shapes.items() if not name.startswith('head.')}
     architecture = infer_architecture(shapes)
     check_part({name: value for name, value in architecture.items() if name != 'head'}, 'backbone')
     check_part(architecture['head'], 'head')
@@ -32,7 +39,8 @@ def find_architecture(shapes: Shapes, stored: Mapping[str, Any] | None = None) -
     own = {name: value for name, value in stored.items() if name != 'head'}
     check_part(own, 'backbone')
     check_part(stored.get('head'), 'head')
-    head = _merge_head(architecture.pop('head'), stored['head'])
+    inferred = architecture.pop('head')
+    head = dict(stored['head']) if is_own else _merge_head(inferred, stored['head'])
     # A linear head's tensors do not tell channels from the patch's area.
     tells = head['type'] in ('NeuralFieldHead', 'DeCoHead')
     traceless = _TRACELESS if tells else {*_TRACELESS, 'in_channels', 'patch_size'}
@@ -42,9 +50,6 @@ def find_architecture(shapes: Shapes, stored: Mapping[str, Any] | None = None) -
 def _merge_head(inferred: dict[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
     if stored['type'] == inferred['type']:
         return _merge(inferred, stored, _TRACELESS_HEAD)
-    # Tensors that are not recognised are taken for a linear head's; they may be those of a head of the user's own.
-    if inferred['type'] == 'LinearHead' and stored['type'] not in ('NeuralFieldHead', 'DeCoHead'):
-        return dict(stored)
     raise ValueError(f'the metadata has head {stored["type"]}, and the tensors are of {inferred["type"]}')
 
 

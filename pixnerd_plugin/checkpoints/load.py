@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pixnerd_plugin.formats.lazy import LazyTensor, Tensors, require_finite
-from pixnerd_plugin.formats.parts import build_part
+from pixnerd_plugin.formats.parts import UnknownPart, build_part
 from pixnerd_plugin.formats.schema import naming
 from pixnerd_plugin.models.layers import operations
 
@@ -19,6 +21,7 @@ from .contents import Contents, open_contents
 from .layouts.lora import shapes_of
 from .layouts.published import describe_difference
 from .metadata import METADATA_KEY
+from .own_parts import modules_of
 
 _CLASSES = 'label_embed.weight'
 
@@ -132,12 +135,23 @@ def read_checkpoint(path: str | Path, weights: str = 'ema') -> Checkpoint:
 def checkpoint_of(contents: Contents, label: str) -> Checkpoint:
     """The network of a file that has this label, adapters of its training merged."""
     tensors = contents.merged(label)
-    with naming(contents.path):
+    with naming(contents.path), _naming_modules(contents.path):
         architecture = find_architecture(shapes_of(tensors), contents.metadata.get('architecture'))
         names, classes = contents.metadata.get('class_names'), architecture.get('num_classes')
         if names is not None and classes is not None and len(names) != classes:
             raise ValueError(f'its metadata names {len(names)} classes, and the network has {classes}')
     return Checkpoint(contents.path, tensors, architecture, contents.metadata)
+
+
+@contextmanager
+def _naming_modules(path: Path) -> Iterator[None]:
+    """Say what to import for a part that is not registered."""
+    try:
+        yield
+    except UnknownPart as error:
+        modules = ' '.join(modules_of(path))
+        said = ', as the config in the file does; import it only if it is yours' if modules else ''
+        raise ValueError(f'{error} (--import {modules or "MODULE"} on the command line{said})') from None
 
 
 def difference(net: nn.Module, tensors: Tensors) -> str:

@@ -9,6 +9,7 @@ out.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -83,6 +84,11 @@ def check_metadata(content: Any) -> dict[str, Any]:
     if type(kind) is str and kind.isidentifier() and not is_known_part(sampling, 'sampler'):
         # A sampler of somebody's own, not imported here: the network does not need it.
         del known['sampling']
+        warnings.warn(
+            f'sampler {kind!r} of the file is none of PixNerd, and the published one takes its place; import the '
+            'module that registers it first (--import MODULE on the command line)',
+            stacklevel=2,
+        )
     elif sampling is not None:
         with naming('its metadata: sampling'):
             check_part(sampling, 'sampler')

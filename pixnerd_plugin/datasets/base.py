@@ -119,7 +119,7 @@ class ImageDataset(BaseDataset):
             return height, width
         return picture_shape(info['img_path'])
 
-    def shapes(self) -> np.ndarray:
+    def all_shapes(self) -> np.ndarray:
         """`shape_of` every sample, (N, 2); a picture without a readable header counts as a square."""
         self.full_init()
 

@@ -180,13 +180,13 @@ class BucketBatchSampler(Sampler):
 
 
 def read_shapes(dataset: Any) -> np.ndarray:
-    """Height and width of each picture, (N, 2): ``dataset.shapes()`` if it has that, else its ``shape_of`` of each.
+    """Height and width of each picture, (N, 2): ``dataset.all_shapes()`` if it has that, else its ``shape_of`` of each.
 
     Raises:
         ValueError: if it has neither.
     """
-    if hasattr(dataset, 'shapes'):
-        return np.asarray(dataset.shapes())
+    if hasattr(dataset, 'all_shapes'):
+        return np.asarray(dataset.all_shapes())
     if not hasattr(dataset, 'shape_of'):
         raise ValueError(
             f'batches of one shape need the shape of each picture: give {type(dataset).__name__} a method '

@@ -355,9 +355,9 @@ class ShardDataset(CaptionedDataset):
         except OSError as error:
             raise DamagedImage(str(error)) from error
 
-    def shapes(self) -> np.ndarray:
+    def all_shapes(self) -> np.ndarray:
         found = self.index.shapes()
-        return super().shapes() if found is None else np.maximum(found, 1)
+        return super().all_shapes() if found is None else np.maximum(found, 1)
 
     def get_data_info(self, idx: int) -> dict[str, Any]:
         pair = self.index[idx]

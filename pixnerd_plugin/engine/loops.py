@@ -68,6 +68,8 @@ class ResumableTrainLoop(BaseLoop):
         self._recent: deque[tuple[int, Any]] = deque(maxlen=2)
         prepare_workers(self.dataloader)
         runner.visualizer.dataset_meta = getattr(self.dataloader.dataset, 'metainfo', None)
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model.training_side = getattr(self.dataloader.batch_sampler, 'resolution', None)  # of BucketBatchSampler
 
     @property
     def epoch(self) -> int:
@@ -99,8 +101,6 @@ class ResumableTrainLoop(BaseLoop):
         seed = [runner.seed]
         # With diff_rank_seed, mmengine adds the rank to the seed. Take rank 0's; seed_everything mixes in the rank.
         broadcast_object_list(seed)
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        model.training_side = getattr(self.dataloader.batch_sampler, 'resolution', None)  # of BucketBatchSampler
         self._start_loading()
         with Preemption() as preemption:
             while self._iter < self.max_iters and not self.stop_training:

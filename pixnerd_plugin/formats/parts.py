@@ -44,6 +44,10 @@ DESCRIPTION = Rule('a table of a type and plain arguments', lambda value: _is_de
 """What is worth looking at as a part, such as a backbone with its head; :func:`check_part` says more."""
 
 
+class UnknownPart(ValueError):
+    """A file names a part that is not registered."""
+
+
 def describe_part(part: Any) -> dict[str, Any]:
     """The description of a part for a file: its ``type``, its attributes named in ``stored``, and its own parts."""
     own = {name: getattr(part, name) for name in part.stored}
@@ -65,7 +69,7 @@ def check_part(description: Any, role: str) -> None:
     part = _find(description.get('type') if type(description) is dict else None, role)
     if part is None:
         kind = description.get('type') if type(description) is dict else description
-        raise ValueError(f'{role} {shown(kind)} is none of PixNerd; import the module that registers it first')
+        raise UnknownPart(f'{role} {shown(kind)} is none of PixNerd; import the module that registers it first')
     inner = getattr(part, 'parts', {})
     for name in inner:
         if name in description:

@@ -181,7 +181,7 @@ def test_a_folder_gives_batches_of_each_shape_and_replaces_damaged_pictures_in_s
     write_captions(tmp_path, picture)
     root = str(tmp_path)
     dataset = DATASETS.build(dict(type='CaptionFolder', data_root=root, pipeline=PIPELINE, max_damaged=0.1))
-    assert dataset.shapes().tolist() == [[24, 48], [48, 24], [30, 30]] * 8
+    assert dataset.all_shapes().tolist() == [[24, 48], [48, 24], [30, 30]] * 8
     loader = DataLoader(dataset, batch_sampler=make(dataset, resolution=32, multiple=8))
     shapes = {tuple(batch['inputs'].shape) for batch in islice(loader, 30)}
     assert shapes == {(4, 3, 24, 48), (4, 3, 48, 24), (4, 3, 32, 32)}

@@ -229,7 +229,7 @@ def test_the_index_keeps_shapes_and_leaves_out_what_does_not_decode(tmp_path):
     assert 'a.tar: damaged picture: 2.png: ' in done.stderr
     folder = dict(type='ShardDataset', data_root=str(tmp_path / 'shards'), index=str(tmp_path / 'index'))
     dataset = DATASETS.build(folder)
-    assert dataset.shapes().tolist() == [[20, 30]]
+    assert dataset.all_shapes().tolist() == [[20, 30]]
     assert dataset.shape_of(0) == (20, 30)
 
 
@@ -243,16 +243,16 @@ def test_an_index_without_shapes_reads_headers_and_a_flipped_bit_of_shapes_is_re
     index = tmp_path / 'index'
     write_shard_index(str(index), [(shard, pairs)])
     with_shapes = DATASETS.build(folder)
-    assert with_shapes.shapes().tolist() == expected
+    assert with_shapes.all_shapes().tolist() == expected
     content = bytearray(index.read_bytes())
     content[3 * 32 + 1] ^= 4
     index.write_bytes(content)
     with pytest.raises(ValueError, match='the shapes do not fit their checksum'):
-        DATASETS.build(folder).shapes()
+        DATASETS.build(folder).all_shapes()
     write_shard_index(str(index), [(shard, pairs[list(scan_names())].copy())])
     without = DATASETS.build(folder)
     assert without.index.shapes() is None
-    assert without.shapes().tolist() == expected
+    assert without.all_shapes().tolist() == expected
     assert without.fingerprint == with_shapes.fingerprint
 
 

@@ -189,3 +189,6 @@ def test_a_classifier_of_ones_own_scores_accuracy(tmp_path):
     assert tokens.shape == (3, 4, extractor.dim)
     with pytest.raises(ValueError, match='trained on 8x8 pictures, and these are 16x16'):
         extractor(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
+    any_size = MODELS.build(dict(type='ClassifierFeatures', weights=tmp_path / 'net.safetensors', any_size=True))
+    assert torch.equal(any_size(test_images[:5]).pool, extractor(test_images[:5]).pool)
+    assert any_size(torch.zeros(2, 3, 4, 12, dtype=torch.uint8)).pool.shape == (2, extractor.dim)
