@@ -5,13 +5,12 @@ image_size = 24
 max_aspect = 2.0
 patch_size = 8
 model = dict(
-    backbone=dict(dim=128, num_heads=4, text_length=16, position_rule='grid', head=dict(width=16)),
+    backbone=dict(dim=96, depth=3, num_heads=4, text_length=16, position_rule='grid', head=dict(width=16)),
     conditioner=dict(max_length=16),
-    loss=dict(dim=128, projector_dim=128),
+    loss=dict(dim=96, projector_dim=96),
     sampler=dict(num_steps=12, guidance_scale=2.0),
 )
 train_dataloader = dict(
-    batch_size=64,
     dataset=dict(
         pipeline=[
             dict(type='LoadRGB'),
