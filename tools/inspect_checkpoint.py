@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import options
-
 # For a Python that looks for packages in its own folder alone, as ComfyUI's portable one does.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]]
+
+import options  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
