@@ -3,10 +3,11 @@
 import logging
 
 import pytest
+from safetensors.torch import save_file
 
 from pixnerd_plugin.registry import MODELS
 
-from .host import build_net, import_host, randomize, require_host, save_net
+from .host import build_net, import_host, randomize, require_host
 
 require_host()
 import_host()
@@ -14,11 +15,19 @@ import_host()
 import comfy.sd  # noqa: E402
 
 from comfy_nodes.nodes import PixNerdDecode  # noqa: E402
+from comfy_nodes.weights import METADATA_TENSOR, metadata_tensor  # noqa: E402
 from pixnerd_plugin.sampling import AdamsFlowSampler, MeanFlowSampler  # noqa: E402
 
 from .native import SEED, empty, error, noise, sample  # noqa: E402
 
 OWN = dict(type='MeanFlowSampler', num_steps=4, timeshift=1.0)
+
+
+def load(net, folder, **metadata):
+    """By core's own loader, which in older hosts does not read a file's header."""
+    metadata = metadata_tensor({'architecture': net.architecture(), **metadata})
+    save_file({**net.state_dict(), METADATA_TENSOR: metadata}, folder / 'model.safetensors')
+    return comfy.sd.load_diffusion_model(str(folder / 'model.safetensors'))
 
 
 @pytest.fixture(scope='module')
@@ -28,8 +37,7 @@ def net(kind):
 
 @pytest.fixture
 def model(net, tmp_path):
-    save_net(net, tmp_path / 'model.safetensors', sampling=OWN)
-    return comfy.sd.load_diffusion_model(str(tmp_path / 'model.safetensors'))
+    return load(net, tmp_path, sampling=OWN)
 
 
 def reference(net, conds, steps, **options):
@@ -84,8 +92,7 @@ class TestPlanned:
 
     @pytest.fixture
     def model(self, kind, tmp_path):
-        save_net(build_net(kind), tmp_path / 'model.safetensors', plans=[self.PLAN])
-        return comfy.sd.load_diffusion_model(str(tmp_path / 'model.safetensors'))
+        return load(build_net(kind), tmp_path, plans=[self.PLAN])
 
     def test_the_sampler_follows_the_plan(self, model, kind, conds):
         result = sample(model, conds, steps=4, planned=True)['samples']
