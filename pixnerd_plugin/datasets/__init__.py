@@ -4,6 +4,7 @@ from contextlib import suppress
 
 from .base import ImageDataset
 from .buckets import BucketBatchSampler, make_buckets
+from .captioned_digits import CaptionedDigits
 from .captions import CaptionedDataset
 from .digits import DigitsDataset
 from .faults import DamagedImage, TooManyDamaged
@@ -29,6 +30,7 @@ __all__ = [
     'BucketBatchSampler',
     'CaptionFolder',
     'CaptionedDataset',
+    'CaptionedDigits',
     'DamagedImage',
     'DigitsDataset',
     'ImageDataset',

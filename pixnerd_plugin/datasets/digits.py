@@ -31,19 +31,14 @@ class DigitsDataset(ImageDataset):
     def __init__(self, size: int = 32, split: str = 'train', **kwargs: Any):
         if not isinstance(size, int) or size < 8:
             raise ValueError(f'size={size!r} must be an integer of at least 8, the side of the originals')
-        if split not in ('train', 'test', 'all'):
-            raise ValueError(f"split={split!r} must be 'train', 'test' or 'all'")
+        check_split(split)
         self.size, self.split = size, split
         super().__init__(**kwargs)
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
-        order = np.random.default_rng(0).permutation(len(digits.images))
-        parts = dict(train=np.sort(order[_NUM_TEST:]), test=np.sort(order[:_NUM_TEST]), all=np.sort(order))
+        images, labels = split_digits(self.split)
         self.fingerprint = digest(['digits', self.split, str(self.size)])
-        return [dict(img=self._render(digits.images[i]), label=int(digits.target[i])) for i in parts[self.split]]
+        return [dict(img=self._render(image), label=int(label)) for image, label in zip(images, labels, strict=True)]
 
     def _render(self, values: np.ndarray) -> np.ndarray:
         """Convert (8, 8) values in [0, 16] to a (size, size, 3) uint8 image."""
@@ -54,3 +49,35 @@ class DigitsDataset(ImageDataset):
 
     def describe(self, index: int) -> str:
         return f'digit {index}'
+
+
+def check_split(split: str) -> None:
+    """Raise a ValueError unless ``split`` is one of scikit-learn's digits."""
+    if split not in ('train', 'test', 'all'):
+        raise ValueError(f"split={split!r} must be 'train', 'test' or 'all'")
+
+
+def split_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """The scans (n, 8, 8) in [0, 16] and the labels (n,) of a split: 'train' (1437), 'test' (360) or 'all'."""
+    from sklearn.datasets import load_digits
+
+    check_split(split)
+    digits = load_digits()
+    order = np.random.default_rng(0).permutation(len(digits.images))
+    chosen = np.sort(dict(train=order[_NUM_TEST:], test=order[:_NUM_TEST], all=order)[split])
+    return digits.images[chosen], digits.target[chosen]
+
+
+def clear_digits(split: str, neighbours: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    """The scans of a split that nobody would take for another digit, as `split_digits` gives them.
+
+    Those are the ones whose nearest ``neighbours`` among the others of the split are all of the same digit: 95 %.
+    """
+    images, labels = split_digits(split)
+    flat = images.reshape(len(images), -1)
+    squares = np.square(flat).sum(1)
+    distances = squares[:, None] + squares - 2 * flat @ flat.T
+    np.fill_diagonal(distances, np.inf)
+    nearest = labels[np.argpartition(distances, neighbours, axis=1)[:, :neighbours]]
+    clear = (nearest == labels[:, None]).all(1)
+    return images[clear], labels[clear]

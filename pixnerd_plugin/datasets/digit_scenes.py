@@ -1,0 +1,203 @@
+"""Scenes of coloured digits, and English for them: the words, the layouts, and what training never shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+DIGITS = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
+PLURALS = ('zeros', 'ones', 'twos', 'threes', 'fours', 'fives', 'sixes', 'sevens', 'eights', 'nines')
+COUNTS = {2: 'two', 3: 'three', 4: 'four'}
+COLOURS = dict(
+    red=(222, 38, 38), green=(30, 165, 60), blue=(50, 90, 235), yellow=(240, 195, 20), purple=(165, 50, 205),
+    cyan=(30, 190, 205),
+)  # fmt: skip
+# Known to the tokenizer and never drawn, so that a colour can be taught afterwards.
+NEW_COLOURS = dict(orange=(240, 125, 20), pink=(250, 130, 185))
+BACKGROUNDS = dict(black=(14, 14, 18), white=(244, 244, 240), grey=(120, 120, 122), brown=(88, 60, 40))
+_NAMES_OF_COLOURS, _NAMES_OF_BACKGROUNDS = tuple(COLOURS), tuple(BACKGROUNDS)
+SHAPES = ((32, 32), (32, 64), (64, 32))
+"""Square, wide and tall pictures: (height, width) in pixels."""
+
+PAIR_WORDS = (('to the left of', 'to the right of'), ('above', 'below'))
+_OTHER_PAIR_WORDS = (('left of', 'right of'), ('over', 'under'))
+LINE_WORDS = (('in a row', 'from left to right'), ('in a column', 'from top to bottom'))
+
+_PHRASES = ' '.join(word for words in (*PAIR_WORDS, *_OTHER_PAIR_WORDS, *LINE_WORDS) for word in words)
+WORDS = tuple(
+    dict.fromkeys(
+        [*DIGITS, *PLURALS, *COLOURS, *NEW_COLOURS, *BACKGROUNDS, *_PHRASES.split(), 'an', 'the', 'and', 'on', ',']
+    )
+)
+"""All words of the captions, in an order that files may rely on."""
+
+MAX_WORDS = 24
+"""No caption is longer."""
+
+
+@dataclass(frozen=True)
+class Digit:
+    """One digit of a scene: its value, its colour by name, and the square it fills in pixels (top, left, side)."""
+
+    value: int
+    colour: str
+    box: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture before it is drawn, and its caption."""
+
+    shape: tuple[int, int]
+    background: str
+    digits: tuple[Digit, ...]
+    caption: str
+
+
+def is_new_colour_of(value: int, colour: str) -> bool:
+    """Whether training never shows this digit in this colour: one of the six for each digit."""
+    return colour in COLOURS and _NAMES_OF_COLOURS.index(colour) == (7 * value + 2) % 6
+
+
+def is_new_background_of(value: int, background: str) -> bool:
+    """Whether training never shows this digit alone on this background: one of the four for each digit."""
+    return _NAMES_OF_BACKGROUNDS.index(background) == (3 * value + 1) % 4
+
+
+def is_new_pair(first: int, second: int, axis: int) -> bool:
+    """Whether training never shows ``first`` left of (axis 0) or above (axis 1) ``second``.
+
+    A ninth of all pairs is never seen together at all (those that add up to nine), and an eighth not in this place.
+    """
+    return first + second == 9 or (first != second and (3 * first + second + 5 * axis) % 8 == 0)
+
+
+def is_new_count(count: int, value: int) -> bool:
+    """Whether training never shows ``count`` of this digit and nothing else."""
+    return (count + value) % 5 == 0
+
+
+def noun(value: int, colour: str | None) -> str:
+    """A digit with its article: ``'a red three'``, ``'an eight'``."""
+    name = f'{colour} {DIGITS[value]}' if colour else DIGITS[value]
+    return f'{"an" if name[0] in "aeio" and not name.startswith("one") else "a"} {name}'
+
+
+def join(parts: list[str]) -> str:
+    """``'a, b and c'``, with the commas as words of their own."""
+    return ' and '.join([' , '.join(parts[:-1]), parts[-1]]) if len(parts) > 1 else parts[0]
+
+
+def cells_of(shape: tuple[int, int], count: int, axis: int) -> list[tuple[float, float, float, float]]:
+    """``count`` equal cells in a row (axis 0) or a column (axis 1): (top, left, height, width)."""
+    height, width = shape
+    if axis == 0:
+        return [(0, index * width / count, height, width / count) for index in range(count)]
+    return [(index * height / count, 0, height / count, width) for index in range(count)]
+
+
+def quarters_of(shape: tuple[int, int]) -> list[tuple[float, float, float, float]]:
+    """The four quarters of a picture, row by row."""
+    height, width = shape[0] / 2, shape[1] / 2
+    return [(row * height, column * width, height, width) for row in range(2) for column in range(2)]
+
+
+def draw_shape(rng: np.random.Generator) -> tuple[int, int]:
+    """Half of all pictures are square."""
+    return SHAPES[_pick(rng, (0.5, 0.25, 0.25))]
+
+
+def draw_scene(rng: np.random.Generator, shape: tuple[int, int], held_out: bool = True) -> Scene:
+    """Draw a scene of one to four digits and its caption.
+
+    Args:
+        rng: decides everything else.
+        shape: one of `SHAPES`.
+        held_out: leave out what training never shows.
+    """
+    square, axis = shape[0] == shape[1], int(shape[0] > shape[1])
+    kind = ('single', 'pair', 'line', 'count')[_pick(rng, (0.4, 0.35, 0, 0.25) if square else (0.1, 0.35, 0.3, 0.25))]
+    if square:
+        axis = int(rng.integers(2))
+    count = dict(single=1, pair=2, line=int(rng.integers(3, 5)), count=int(rng.integers(2, 5)))[kind]
+    while True:
+        values = [int(value) for value in rng.integers(0, 10, count)]
+        if kind == 'count':
+            values = values[:1] * count
+        if not held_out or not _shows_new_values(values, kind, axis):
+            break
+    colours = [_draw_colour(rng, value, held_out) for value in values]
+    cells = cells_of(shape, count, axis)
+    if kind == 'count':
+        colours = colours[:1] * count
+        if square:
+            quarters = quarters_of(shape)
+            cells = [quarters[index] for index in sorted(rng.permutation(4)[:count])]
+    digits = tuple(
+        Digit(value, colour, _draw_box(rng, cell)) for value, colour, cell in zip(values, colours, cells, strict=True)
+    )
+    while True:
+        background = _NAMES_OF_BACKGROUNDS[int(rng.integers(len(BACKGROUNDS)))]
+        if not held_out or kind != 'single' or not is_new_background_of(values[0], background):
+            break
+    caption = _describe(rng, kind, axis, digits)
+    if rng.random() < 0.4:
+        caption += f' on {background}'
+    return Scene(shape, background, digits, caption)
+
+
+def _pick(rng: np.random.Generator, shares: tuple[float, ...]) -> int:
+    """An index drawn with these probabilities."""
+    return int(np.searchsorted(np.cumsum(shares), rng.random(), side='right'))
+
+
+def _shows_new_values(values: list[int], kind: str, axis: int) -> bool:
+    if kind == 'count':
+        return is_new_count(len(values), values[0])
+    return any(is_new_pair(values[i], values[j], axis) for j in range(len(values)) for i in range(j))
+
+
+def _draw_colour(rng: np.random.Generator, value: int, held_out: bool) -> str:
+    while True:
+        colour = _NAMES_OF_COLOURS[int(rng.integers(len(COLOURS)))]
+        if not held_out or not is_new_colour_of(value, colour):
+            return colour
+
+
+def _draw_box(rng: np.random.Generator, cell: tuple[float, float, float, float]) -> tuple[int, int, int]:
+    """A square within a cell, a pixel from its rim: as large as it may be or up to 15 % smaller, within 3 pixels of the
+    middle or, in a long cell, anywhere along it."""
+    top, left, height, width = cell
+    largest = int(min(height, width)) - 3
+    side = int(rng.integers(round(0.85 * largest), largest + 1))
+    place = []
+    for start, length in ((top, height), (left, width)):
+        free = length - side - 2
+        reach = free / 2 if length > 1.5 * min(height, width) and length > 32 else min(free / 2, 3)
+        middle = start + 1 + free / 2
+        place.append(int(rng.integers(np.ceil(middle - reach), np.floor(middle + reach) + 1)))
+    return place[0], place[1], side
+
+
+def _describe(rng: np.random.Generator, kind: str, axis: int, digits: tuple[Digit, ...]) -> str:
+    coloured = rng.random() < 0.75
+    names = [noun(digit.value, digit.colour if coloured else None) for digit in digits]
+    if kind == 'single':
+        return names[0]
+    if kind == 'count':
+        colour = f'{digits[0].colour} ' if coloured else ''
+        line = f' {LINE_WORDS[axis][0]}' if _in_line(digits, axis) and rng.random() < 0.3 else ''
+        return f'{COUNTS[len(digits)]} {colour}{PLURALS[digits[0].value]}{line}'
+    if kind == 'line':
+        return f'{join(names)} {LINE_WORDS[axis][int(rng.integers(2))]}'
+    if rng.random() < 0.25:
+        return join([names[i] for i in rng.permutation(2)])
+    before, after = (PAIR_WORDS if rng.random() < 0.7 else _OTHER_PAIR_WORDS)[axis]
+    return f'{names[0]} {before} {names[1]}' if rng.random() < 0.5 else f'{names[1]} {after} {names[0]}'
+
+
+def _in_line(digits: tuple[Digit, ...], axis: int) -> bool:
+    """Whether digits stand beside (axis 0) or above (axis 1) each other."""
+    across = [digit.box[axis] + digit.box[2] / 2 for digit in digits]
+    return max(across) - min(across) < min(digit.box[2] for digit in digits) / 2
