@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from typing import Any
 
 # Extras of pyproject.toml that bring packages which a command may turn out to need.
 _EXTRAS = {
@@ -34,6 +36,7 @@ def one_line_errors() -> Iterator[None]:
     registry knows, and an optional package that is not installed. Anything else is a fault of the program and keeps
     its traceback; PIXNERD_TRACEBACK=1 shows it for all of them.
     """
+    show, warnings.showwarning = warnings.showwarning, _one_line_warning
     try:
         yield
     except KeyboardInterrupt:
@@ -45,6 +48,14 @@ def one_line_errors() -> Iterator[None]:
         rank = f'[rank {os.environ["RANK"]}] ' if 'RANK' in os.environ else ''
         leave_for_the_launcher(f'{rank}error: {line}')
         sys.exit(f'{rank}error: {line}')
+    finally:
+        warnings.showwarning = show
+
+
+def _one_line_warning(message: Warning | str, category: type[Warning], *where: Any, **options: Any) -> None:
+    """Show a warning to a user: without file, line and source. Those of packages to their developers are left out."""
+    if issubclass(category, UserWarning):
+        print(f'warning: {_one_line(str(message))}', file=sys.stderr, flush=True)
 
 
 def leave_for_the_launcher(line: str) -> None:

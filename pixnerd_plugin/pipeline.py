@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
+TEXT_ENCODER = 'text_encoder'
+"""Name of the folder beside a checkpoint where its text encoder is looked for."""
+
 # Sides of the pictures that the published networks were trained on, in patches: 256 pixels for classes, 512 for text.
 _PATCHES_OF_CLASSES, _PATCHES_OF_TEXT = 16, 32
 
@@ -258,7 +261,8 @@ def load_pipeline(
 
     Args:
         path: as for :func:`~pixnerd_plugin.load_backbone`.
-        text_encoder: folder of the Qwen3 model in transformers layout, for text-to-image networks.
+        text_encoder: folder of the Qwen3 model in transformers layout, for text-to-image networks; by default the
+            folder ``text_encoder`` beside the file, if there is one.
         device: where to compute; by default a GPU if there is one.
         dtype: of the network, ``'float32'``, ``'bfloat16'``, ``'float16'``, or ``'auto'``: bfloat16 where the device
             has instructions for it, else float32. By default the file's, so that the picture of a seed does not depend
@@ -283,6 +287,8 @@ def load_pipeline(
     is_text = 'text_dim' in architecture
     conditioner: Conditioner | None
     if is_text:
+        beside = Path(path).parent / TEXT_ENCODER
+        text_encoder = text_encoder or (beside if beside.is_dir() else None)
         conditioner = None if text_encoder is None else _text_encoder(text_encoder, architecture, path)
     else:
         if text_encoder is not None:

@@ -48,9 +48,10 @@ def build(config: Config, text_embeddings: Path | None = None) -> torch.nn.Modul
 
 @pytest.mark.parametrize('path', LEAVES, ids=lambda path: path.stem)
 def test_config_builds(path, tmp_path):
-    settings = dict(model='qwen3_tiny', max_length='128')
-    TextEmbeddingStore(tmp_path).write('text', [''], torch.zeros(1, 128, 2048, dtype=torch.bfloat16), settings)
     config = Config.fromfile(path)
+    length = config.model.conditioner.get('max_length', 128)
+    settings = dict(model='qwen3_tiny', max_length=str(length))
+    TextEmbeddingStore(tmp_path).write('text', [''], torch.zeros(1, length, 2048, dtype=torch.bfloat16), settings)
     model = build(config, tmp_path)
     assert model.loss.projector[0].in_features == model.backbone.dim
     assert model.loss.align_layer <= model.backbone.depth or model.loss.teacher is None

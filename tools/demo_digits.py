@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw with the digits model that `make demo` trains: a grid, finer renderings, the loss curve, and a score."""
+"""Draw with the digits model that `make demo-classes` trains: a grid, finer renderings, the loss curve, and a score."""
 
 import argparse
 import json
@@ -23,7 +23,7 @@ def main(args: argparse.Namespace) -> None:
 
     path = find_checkpoint(args.work_dir)
     if path is None:
-        raise FileNotFoundError(f'no checkpoint in {args.work_dir}; train one first: make demo')
+        raise FileNotFoundError(f'no checkpoint in {args.work_dir}; train one first: make demo-classes')
     pipe = load_pipeline(path, device='cpu')
     labels = [index % 10 for index in range(NUM_SCORED)]
     seeds = range(args.seed, args.seed + NUM_SCORED)
@@ -47,8 +47,8 @@ def main(args: argparse.Namespace) -> None:
 
 
 def enlarge(pixels, factor: int):
-    """Repeat every pixel, so that a viewer shows them as they are."""
-    return pixels.repeat(factor, axis=0).repeat(factor, axis=1)
+    """Repeat every pixel of (…, H, W, 3), so that a viewer shows them as they are."""
+    return pixels.repeat(factor, axis=-3).repeat(factor, axis=-2)
 
 
 def stack_rows(rows: list):
@@ -88,7 +88,7 @@ def recognise(pixels, labels) -> float:
     return classifier.score(features(pixels), labels)
 
 
-def draw_loss(work_dir: Path, path: Path) -> None:
+def draw_loss(work_dir: Path, path: Path, title: str = 'PixNerd on handwritten digits') -> None:
     """Draw the loss of all runs logged in ``work_dir``, the later one where a resumed run repeats a step."""
     import matplotlib
 
@@ -106,7 +106,7 @@ def draw_loss(work_dir: Path, path: Path) -> None:
     steps = sorted(losses)
     figure, axes = plt.subplots(figsize=(6, 3.5), layout='constrained')
     axes.plot(steps, [losses[step] for step in steps])
-    axes.set(xlabel='step', ylabel='flow matching loss', yscale='log', title='PixNerd on handwritten digits')
+    axes.set(xlabel='step', ylabel='flow matching loss', yscale='log', title=title)
     axes.grid(alpha=0.3, which='both')
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('input', type=Path, metavar='INPUT', help='folder of captioned pictures, or file of prompts')
     parser.add_argument('out', type=Path, metavar='OUT', help='folder for the shards')
@@ -36,7 +36,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--device', help='default: the GPU of this process if there is one, else the CPU')
     parser.add_argument('--num-shards', type=int, default=int(os.environ.get('WORLD_SIZE', 1)), help='processes in all')
     parser.add_argument('--shard', type=int, default=int(os.environ.get('RANK', 0)), help='which of them, from 0')
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     if not 0 <= args.shard < args.num_shards:
         parser.error(f'--shard {args.shard} is not between 0 and {args.num_shards - 1}')
     if args.batch_size < 1 or args.shard_size < 1:

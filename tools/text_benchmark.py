@@ -2,7 +2,8 @@
 """Draw the pictures of GenEval and DPG-Bench where their scorers look for them, and read what the scorers write.
 
 geneval, dpg: draw, on one process or several (torchrun); pictures already there are kept. The prompts are your copy of
-the benchmark's. table: the rows of the paper's Tables 4 and 5 from the scorers' outputs.
+the benchmark's. table: the rows of the paper's Tables 4 and 5 from the scorers' outputs. digits, score: GenEval in
+miniature for models of CaptionedDigits; the first writes its prompts, the second reads the digits in the pictures.
 
     tools/text_benchmark.py geneval mm_configs/pixnerd_xxl16_t2i_512.py T2I.ckpt prompts/evaluation_metadata.jsonl
     tools/text_benchmark.py dpg mm_configs/pixnerd_xxl16_t2i_512.py T2I.ckpt ELLA/dpg_bench/prompts
@@ -37,6 +38,14 @@ def parse_args() -> argparse.Namespace:
             '--overwrite', action='store_true', help='throw away pictures of another run in the folder'
         )
         options.add_config_options(command)
+    digits = commands.add_parser('digits', help='write prompts of the six kinds of GenEval for coloured digits')
+    digits.add_argument('out', type=Path, help='file to write, such as digits.jsonl')
+    digits.add_argument('--unseen', action='store_true', help='combinations that training never shows')
+    digits.add_argument('--per-task', type=options.numbers(1), default=25, help='prompts of each kind (25)')
+    digits.add_argument('--seed', type=int, default=0, help='another seed, other prompts (0)')
+    score = commands.add_parser('score', help='read the digits in the pictures that geneval drew')
+    score.add_argument('folder', type=Path, help='where geneval wrote them')
+    score.add_argument('--outfile', type=Path, default=Path('results.jsonl'), help='file to write (results.jsonl)')
     table = commands.add_parser('table', help="the paper's Tables 4 and 5")
     table.add_argument('--geneval', type=Path, metavar='JSONL', help='output of evaluate_images.py')
     table.add_argument('--dpg', type=Path, metavar='TXT', help='output of compute_dpg_bench.py')
@@ -77,7 +86,7 @@ def draw(args: argparse.Namespace) -> None:
     common = dict(weights=digest_weights(model.backbone), sampler=model.sampler.config(), size=size)
 
     def parameters(job) -> str:
-        return json.dumps(dict(common, prompt=job.prompt, seed=args.seed + job.sample))
+        return json.dumps(dict(common, size=job.size or size, prompt=job.prompt, seed=args.seed + job.sample))
 
     rank, world_size = get_dist_info()
     if rank == 0:
@@ -89,11 +98,10 @@ def draw(args: argparse.Namespace) -> None:
     if len(todo) < len(own) and rank == 0:
         print(f'{len(own) - len(todo)} of {len(own)} pictures are there already')
     with tqdm(total=len(todo), desc=args.command, unit='picture', disable=None if rank == 0 else True) as bar:
-        for start in range(0, len(todo), args.batch_size):
-            batch = todo[start : start + args.batch_size]
+        for batch in batches(todo, args.batch_size):
             # Picture k of every prompt starts from the same noise, as in the release.
             seeds = [args.seed + job.sample for job in batch]
-            images = draw_images(model, dict(text=[job.prompt for job in batch]), seeds, size)
+            images = draw_images(model, dict(text=[job.prompt for job in batch]), seeds, batch[0].size or size)
             for job, image in zip(batch, images, strict=True):
                 save_png(job.path, image, dict(pixnerd=parameters(job)))
             bar.update(len(batch))
@@ -101,6 +109,14 @@ def draw(args: argparse.Namespace) -> None:
     if rank == 0:
         finish(args, prompts, size)
     tear_down_processes()
+
+
+def batches(jobs: list, batch_size: int):
+    """The jobs in batches of one size of pictures each."""
+    for size in dict.fromkeys(job.size for job in jobs):
+        same = [job for job in jobs if job.size == size]
+        for start in range(0, len(same), batch_size):
+            yield same[start : start + batch_size]
 
 
 def finish(args: argparse.Namespace, prompts: list, size: tuple[int, int]) -> None:
@@ -117,6 +133,31 @@ def finish(args: argparse.Namespace, prompts: list, size: tuple[int, int]) -> No
             f'  accelerate launch dpg_bench/compute_dpg_bench.py --image-root-path {args.out / "grids"} '
             f'--resolution {size[0]} --pic-num {benchmarks.IMAGES_PER_PROMPT} --res-path results.txt'
         )
+
+
+def write_digit_prompts(args: argparse.Namespace) -> None:
+    from pixnerd_plugin.evaluation.digit_benchmark import digit_prompts
+    from pixnerd_plugin.formats.atomic import atomic_path
+
+    if args.seed < 0:
+        raise ValueError(f'--seed {args.seed} must be at least 0')
+    prompts = digit_prompts(args.unseen, args.per_task, args.seed)
+    with atomic_path(args.out) as temporary:
+        temporary.write_text(''.join(f'{json.dumps(prompt)}\n' for prompt in prompts), encoding='utf-8')
+    print(f'{len(prompts)} prompts in {args.out}')
+
+
+def score(args: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from pixnerd_plugin.evaluation.digit_benchmark import score_pictures
+    from pixnerd_plugin.formats.atomic import atomic_path
+
+    results = list(tqdm(score_pictures(args.folder), 'reading', unit='picture', disable=None))
+    with atomic_path(args.outfile) as temporary:
+        temporary.write_text(''.join(f'{json.dumps(result)}\n' for result in results), encoding='utf-8')
+    followed = sum(result['correct'] for result in results)
+    print(f'{followed} of {len(results)} pictures follow their prompt: {args.outfile}')
 
 
 def table(args: argparse.Namespace) -> None:
@@ -147,8 +188,9 @@ if __name__ == '__main__':
     from pixnerd_plugin.cli import one_line_errors
 
     with one_line_errors():
-        if arguments.command == 'table':
-            table(arguments)
+        others = dict(table=table, digits=write_digit_prompts, score=score)
+        if arguments.command in others:
+            others[arguments.command](arguments)
         else:
             from pixnerd_plugin.engine.processes import fail_at_once
 

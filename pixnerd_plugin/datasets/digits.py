@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -59,13 +60,19 @@ def check_split(split: str) -> None:
 
 def split_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     """The scans (n, 8, 8) in [0, 16] and the labels (n,) of a split: 'train' (1437), 'test' (360) or 'all'."""
+    check_split(split)
+    images, labels = _all_digits()
+    order = np.random.default_rng(0).permutation(len(images))
+    chosen = np.sort(dict(train=order[_NUM_TEST:], test=order[:_NUM_TEST], all=order)[split])
+    return images[chosen], labels[chosen]
+
+
+@cache
+def _all_digits() -> tuple[np.ndarray, np.ndarray]:
     from sklearn.datasets import load_digits
 
-    check_split(split)
     digits = load_digits()
-    order = np.random.default_rng(0).permutation(len(digits.images))
-    chosen = np.sort(dict(train=order[_NUM_TEST:], test=order[:_NUM_TEST], all=order)[split])
-    return digits.images[chosen], digits.target[chosen]
+    return digits.images, digits.target
 
 
 def clear_digits(split: str, neighbours: int = 5) -> tuple[np.ndarray, np.ndarray]:

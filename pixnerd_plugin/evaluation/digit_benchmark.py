@@ -7,12 +7,14 @@ stricter than GenEval's: what is asked for must be there, and no other digit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import permutations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pixnerd_plugin.datasets.decode import decode_image
 from pixnerd_plugin.datasets.digit_scenes import (
     BACKGROUNDS,
     COLOURS,
@@ -29,10 +31,12 @@ from pixnerd_plugin.datasets.digit_scenes import (
     join,
     noun,
 )
-from pixnerd_plugin.formats.schema import shown
+from pixnerd_plugin.formats.plain_file import parse_json
+from pixnerd_plugin.formats.schema import naming, shown
+from pixnerd_plugin.formats.text_file import read_text
 
 from .digit_reader import Found, read_digits
-from .text_benchmarks import GENEVAL_TASKS
+from .text_benchmarks import GENEVAL_TASKS, MAX_FILE
 
 _SQUARE, _WIDE, _TALL = SHAPES
 _OFFSETS = {'left of': (0, -1), 'right of': (0, 1), 'above': (-1, 0), 'below': (1, 0)}
@@ -155,6 +159,28 @@ def check_entry(entry: dict[str, Any]) -> None:
             raise ValueError(f'position is {shown(place)}, and there are {len(include)} objects')
     if entry.get('background') not in (None, *BACKGROUNDS):
         raise ValueError(f'background is {shown(entry["background"])}, not one of {", ".join(BACKGROUNDS)}')
+
+
+def score_pictures(folder: Path) -> Iterator[dict[str, Any]]:
+    """Judge the pictures that ``tools/text_benchmark.py geneval`` drew, in the form of GenEval's results.
+
+    Raises:
+        FileNotFoundError: if there are none.
+        ValueError: if a prompt is not one of `digit_prompts`' form; the message names its file.
+    """
+    described = sorted(folder.glob('*/metadata.jsonl'))
+    if not described:
+        raise FileNotFoundError(f'no pictures of GenEval in {folder}: draw them with tools/text_benchmark.py geneval')
+    for path in described:
+        entry = parse_json(read_text(path, 'metadata of a prompt', MAX_FILE))
+        with naming(path):
+            if type(entry) is not dict:
+                raise ValueError(f'it is {shown(entry)}, not an object')
+            check_entry(entry)
+        for picture in sorted(path.parent.glob('samples/*.png')):
+            correct, reading = judge(entry, np.asarray(decode_image(str(picture))))
+            name = str(picture.relative_to(folder))
+            yield dict(filename=name, tag=entry.get('tag'), prompt=entry.get('prompt'), correct=correct, reason=reading)
 
 
 def judge(entry: dict[str, Any], pixels: np.ndarray) -> tuple[bool, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,9 @@ SIDE = 16
 
 # Shares of the way from the background to the stroke's colour: what belongs to a digit, and what is sure to.
 _INK, _CORE = 0.3, 0.7
+
+# Height or width in pixels below which something is a speck.
+_LEAST = 5
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,8 @@ def _pieces(image: np.ndarray, background: str) -> list[_Piece]:
     steps = {name: np.array(rgb, np.float32) - ground for name, rgb in (COLOURS | NEW_COLOURS).items()}
     # How far each pixel is on its way from the background to a colour, at most 1 for the colour itself.
     cover = np.clip(np.max([(image - ground) @ step / (step @ step) for step in steps.values()], axis=0), 0, 1)
-    labels, count = ndimage.label(cover > _INK, structure=np.ones((3, 3)))
-    boxes = _join([box for box in ndimage.find_objects(labels)][:count], cover)
+    labels, _ = ndimage.label(cover > _INK, structure=np.ones((3, 3)))
+    boxes = _join(ndimage.find_objects(labels), cover)
     pieces = []
     for rows, columns in boxes:
         part = cover[rows, columns]
@@ -97,24 +101,17 @@ def _name_colour(away: np.ndarray, steps: dict[str, np.ndarray]) -> str:
 def _join(boxes: list[tuple[slice, slice]], cover: np.ndarray) -> list[tuple[slice, slice]]:
     """Leave out specks, and join the parts of a broken stroke: boxes that overlap, seen from above or the side,
     nearly touch, and are not larger together than the largest is alone."""
-    height, width = cover.shape
-    least = 5
-    boxes = [box for box in boxes if cover[box].max() > 0.5 and max(_sides(box)) >= least]
+    boxes = [box for box in boxes if cover[box].max() > 0.5 and max(_sides(box)) >= _LEAST]
     tallest = max((_sides(box)[0] for box in boxes), default=0)
-    joined = True
-    while joined:
-        joined = False
-        for i in range(len(boxes)):
-            for j in range(i):
-                both = _around(boxes[i], boxes[j])
-                small = min(_sides(boxes[i])[0], _sides(boxes[j])[0]) <= 0.7 * tallest
-                apart = max(_gap(boxes[i][0], boxes[j][0]), _gap(boxes[i][1], boxes[j][1]))
-                if small and apart <= 2 and _sides(both)[0] <= 1.15 * tallest and _sides(both)[1] <= tallest:
-                    boxes = [box for index, box in enumerate(boxes) if index not in (i, j)] + [both]
-                    joined = True
-                    break
-            if joined:
-                break
+
+    def belong(one: tuple[slice, slice], other: tuple[slice, slice]) -> bool:
+        small = min(_sides(one)[0], _sides(other)[0]) <= 0.7 * tallest
+        apart = max(_gap(one[0], other[0]), _gap(one[1], other[1]))
+        height, width = _sides(_around(one, other))
+        return small and apart <= 2 and height <= 1.15 * tallest and width <= tallest
+
+    while pair := next(((one, other) for one, other in combinations(boxes, 2) if belong(one, other)), None):
+        boxes = [box for box in boxes if box not in pair] + [_around(*pair)]
     return boxes
 
 
@@ -151,8 +148,8 @@ def _classifier() -> Any:
     from sklearn.svm import SVC
 
     crops, labels = [], []
-    for side in (13, 18, 28):
-        scans, values = split_digits('train')
+    scans, values = split_digits('train')
+    for side in (13, 28):
         for scan, value in zip(scans, values, strict=True):
             scene = Scene((32, 32), 'black', (Digit(int(value), 'cyan', (2, 2, side)),), '')
             pieces = _pieces(draw_digits(scene, [scan]).astype(np.float32), 'black')

@@ -48,16 +48,27 @@ _NAMES = Rule(
     ),
 )
 _RUN = dict(run=_TABLE, prompts=_NAMES)
+_SIZE = Rule(
+    '[height, width] in pixels',
+    lambda value: (
+        value is None
+        or (type(value) is list and len(value) == 2 and all(type(side) is int and 0 < side <= 2**14 for side in value))
+    ),
+)
 
 
 @dataclass(frozen=True)
 class Job:
-    """A picture to draw: number ``sample`` of prompt number ``index``, to be written to ``path``."""
+    """A picture to draw: number ``sample`` of prompt number ``index``, to be written to ``path``.
+
+    ``size`` is (height, width) in pixels if the prompt asks for one.
+    """
 
     index: int
     sample: int
     prompt: str
     path: Path
+    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,9 +79,15 @@ class Prompt:
     text: str
     metadata: dict[str, Any] | None = None
 
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width in pixels of its pictures, if its metadata asks for one."""
+        size = (self.metadata or {}).get('size')
+        return None if size is None else (size[0], size[1])
+
 
 def read_geneval_prompts(path: str | Path) -> list[Prompt]:
-    """Read GenEval's ``evaluation_metadata.jsonl``.
+    """Read GenEval's ``evaluation_metadata.jsonl``; a line may also have the ``size`` [height, width] of its pictures.
 
     Raises:
         FileNotFoundError, ValueError: it is absent, or a line is not of GenEval's form.
@@ -81,6 +98,8 @@ def read_geneval_prompts(path: str | Path) -> list[Prompt]:
         )
     prompts: list[Prompt] = []
     for entry in _json_lines(path, "GenEval's prompts", dict(prompt=text(MAX_PROMPT), tag=text(100))):
+        with naming(f'{path}, line {len(prompts) + 1}'):
+            _SIZE.check('size', entry.get('size'))
         prompts.append(Prompt(f'{len(prompts):05d}', entry['prompt'], entry))
     if not prompts:
         raise ValueError(f'{path} has no prompts')
@@ -166,7 +185,7 @@ def geneval_jobs(prompts: list[Prompt], out: Path, num: int) -> list[Job]:
     jobs = []
     for index, prompt in enumerate(prompts):
         folder = out / prompt.name
-        jobs += [Job(index, k, prompt.text, folder / 'samples' / f'{k:04d}.png') for k in range(num)]
+        jobs += [Job(index, k, prompt.text, folder / 'samples' / f'{k:04d}.png', prompt.size) for k in range(num)]
     return jobs
 
 

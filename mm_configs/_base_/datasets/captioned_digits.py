@@ -3,7 +3,7 @@ text_embeddings = 'work_dirs/t2i_digits/text'
 image_size = 32
 
 train_dataloader = dict(
-    batch_size=64,
+    batch_size=32,
     num_workers=0,
     dataset=dict(
         type='CaptionedDigits',

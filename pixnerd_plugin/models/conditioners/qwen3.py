@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pixnerd_plugin.formats.schema import shown
 from pixnerd_plugin.models.frozen import FrozenModel, find_pretrained, load_pretrained, loading, resolve_dtype
 from pixnerd_plugin.registry import MODELS
 
@@ -17,6 +20,9 @@ from .base import Conditioner
 from .embedding_store import TextEmbeddingStore
 
 EXAMPLE = 'Qwen/Qwen3-1.7B'
+
+# Captions in their millions must not fill a log.
+_MAX_NAMED = 20
 
 
 @MODELS.register_module()
@@ -61,6 +67,7 @@ class Qwen3TextEncoder(Conditioner):
         self._store = None if precomputed is None else _open_store(precomputed, self.folder, max_length)
         self._empty: Tensor | None = None
         self.num_cut, self.first_cut = 0, ''
+        self._named: set[str] = set()
 
     @property
     def dim(self) -> int:
@@ -111,7 +118,10 @@ class Qwen3TextEncoder(Conditioner):
         return self(data_samples['text'])
 
     def tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Convert prompts to token ids and attention mask, both (B, max_length), long, on the CPU."""
+        """Convert prompts to token ids and attention mask, both (B, max_length), long, on the CPU.
+
+        Words that the tokenizer does not know and prompts that are cut are named in a warning, each once.
+        """
         if isinstance(prompts, str):
             raise ValueError(f'prompts must be a list of strings, got the string {prompts!r}')
         for prompt in prompts:
@@ -119,15 +129,46 @@ class Qwen3TextEncoder(Conditioner):
         tokens = self.tokenizer(
             list(prompts), padding='max_length', truncation=True, max_length=self.max_length, return_tensors='pt'
         )
-        self._count_cut(prompts, tokens['attention_mask'])
-        return tokens['input_ids'], tokens['attention_mask']
+        ids, mask = tokens['input_ids'], tokens['attention_mask']
+        self._name_unknown([prompt for prompt, row in zip(prompts, ids, strict=True) if self._has_unknown(row)])
+        self._count_cut([prompt for prompt, is_full in zip(prompts, mask.all(dim=1).tolist(), strict=True) if is_full])
+        return ids, mask
 
-    def _count_cut(self, prompts: Sequence[str], mask: Tensor) -> None:
-        full = [prompt for prompt, is_full in zip(prompts, mask.all(dim=1).tolist(), strict=True) if is_full]
-        cut = [prompt for prompt in full if len(self.tokenizer(prompt)['input_ids']) > self.max_length]
-        self.num_cut += len(cut)
-        if cut and not self.first_cut:
-            self.first_cut = cut[0][:60]
+    def _has_unknown(self, ids: Tensor) -> bool:
+        unknown = self.tokenizer.unk_token_id
+        # Qwen's tokenizer knows every byte, and some versions call the padding its unknown token.
+        return unknown not in (None, self.tokenizer.pad_token_id) and bool((ids == unknown).any())
+
+    def _name_unknown(self, prompts: Sequence[str]) -> None:
+        for prompt in prompts:
+            tokens = self.tokenizer(prompt, return_offsets_mapping=True)
+            for token, (start, end) in zip(tokens['input_ids'], tokens['offset_mapping'], strict=True):
+                word = prompt[start:end]
+                if token == self.tokenizer.unk_token_id and self._is_new(word):
+                    near = get_close_matches(word.lower(), list(self.tokenizer.get_vocab()), 1)
+                    hint = f'; did you mean {near[0]!r}?' if near else ''
+                    warnings.warn(f'the text encoder {self.folder} does not know {word!r}{hint}', stacklevel=4)
+
+    def _count_cut(self, full: Sequence[str]) -> None:
+        """Count and name the prompts that lose their end, among those that fill all tokens."""
+        for prompt in full:
+            count = len(self.tokenizer(prompt)['input_ids'])
+            if count <= self.max_length:
+                continue
+            self.num_cut += 1
+            self.first_cut = self.first_cut or prompt[:60]
+            if self._is_new(prompt):
+                warnings.warn(
+                    f'the prompt {shown(prompt)} has {count} tokens; the text encoder reads only {self.max_length}',
+                    stacklevel=4,
+                )
+
+    def _is_new(self, text: str) -> bool:
+        """Whether to name ``text``: once, and no more than 20 of them."""
+        if text in self._named or len(self._named) == _MAX_NAMED:
+            return False
+        self._named.add(text)
+        return True
 
     def _encode(self, ids: Tensor, mask: Tensor) -> Tensor:
         output = self.encoder(input_ids=ids.to(self.device), attention_mask=mask.to(self.device), use_cache=False)

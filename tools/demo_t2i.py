@@ -1,0 +1,207 @@
+#!/usr/bin/env python
+"""The two ends of `make demo`: a text encoder and captions for training, and the trained model's pictures and score.
+
+prepare: writes a tiny random Qwen3 that knows the words of the captions, and the embeddings of all captions. draw: a
+contact sheet, the loss curve, and how many pictures follow their prompts.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+import demo_digits
+import precompute_text
+
+CONFIG = 'mm_configs/pixnerd_t2i_digits.py'
+SCALES = (1, 2, 4)
+SQUARE, WIDE, TALL = (32, 32), (32, 64), (64, 32)
+# Rows of the sheet. Those with a star ask for what training never shows.
+SHEET = (
+    (
+        SQUARE,
+        (
+            'a red three',
+            'a cyan seven on black',
+            'four green sixes',
+            'three blue eights',
+            'a purple five *',
+            'a nine on white',
+        ),
+    ),
+    (
+        WIDE,
+        (
+            'a red three to the left of a blue five',
+            'a purple four to the left of a green six',
+            'a yellow two , a red zero , a blue seven and a green one in a row',
+        ),
+    ),
+    (
+        TALL,
+        (
+            'a green nine above a red two',
+            'a yellow eight below a blue five',
+            'two sevens in a column on black',
+            'a red six above a cyan three *',
+            'a blue one , a red four and a yellow seven in a column',
+            'four purple twos',
+        ),
+    ),
+)
+MARGIN, TEXT_SIZE = 14, 14
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest='command', required=True)
+    for name in ('prepare', 'draw'):
+        command = commands.add_parser(name)
+        command.add_argument('--work-dir', type=Path, default=Path('work_dirs/t2i_digits'), help='of the training')
+    commands.choices['prepare'].add_argument('--config', default=CONFIG, help='config of the training')
+    draw = commands.choices['draw']
+    draw.add_argument('--seed', type=int, default=0, help='seed of the first picture (0)')
+    draw.add_argument('--per-task', type=int, default=50, help='prompts of each of the six kinds, seen and unseen (50)')
+    return parser.parse_args()
+
+
+def prepare(args: argparse.Namespace) -> None:
+    import pixnerd_plugin.engine  # noqa: F401 (registers what configs name)
+
+    # isort: split
+    from pixnerd_plugin.datasets.digit_scenes import WORDS
+    from pixnerd_plugin.engine.config import load_config
+    from pixnerd_plugin.formats.atomic import atomic_path
+    from pixnerd_plugin.models.conditioners.tiny_qwen3 import write_tiny_qwen3
+    from pixnerd_plugin.pipeline import TEXT_ENCODER
+    from pixnerd_plugin.registry import DATASETS, build
+
+    config = load_config(args.config)
+    dataset = build(DATASETS, dict(config.train_dataloader.dataset, pipeline=[]))
+    encoder, text, captions = (args.work_dir / name for name in (TEXT_ENCODER, 'text', 'captions.txt'))
+    before = read_files(encoder)
+    write_tiny_qwen3(encoder, WORDS, config.model.conditioner.max_length, config.model.backbone.text_dim)
+    if text.is_dir() and read_files(encoder) != before:
+        shutil.rmtree(text)  # made by another encoder
+    print(f'A random Qwen3 that knows {len(WORDS)} words: {encoder}')
+    lines = dict.fromkeys(caption for index in range(len(dataset)) for caption in dataset.captions(index))
+    with atomic_path(captions) as temporary:
+        temporary.write_text('\n'.join(lines) + '\n', encoding='utf-8')
+    options = ['--model', encoder, '--max-length', config.model.conditioner.max_length, '--batch-size', 256]
+    precompute_text.main(precompute_text.parse_args([str(word) for word in (captions, text, *options)]))
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob('*'))}
+
+
+def draw(args: argparse.Namespace) -> None:
+    from pixnerd_plugin import load_pipeline
+    from pixnerd_plugin.engine.resume import find_checkpoint
+    from pixnerd_plugin.images import save_png
+
+    path = find_checkpoint(args.work_dir)
+    if path is None:
+        raise FileNotFoundError(f'no checkpoint in {args.work_dir}; train one first: make demo')
+    pipe = load_pipeline(path, device='cpu')
+    sheet, curve = args.work_dir / 'sheet.png', args.work_dir / 'loss.png'
+    save_png(sheet, draw_sheet(pipe, args.seed))
+    demo_digits.draw_loss(args.work_dir, curve, 'PixNerd on captions of digits')
+    print(f'prompts and pictures: {sheet}')
+    print(f'loss: {curve}')
+    followed = {}
+    for unseen in (False, True):
+        name = 'unseen' if unseen else 'seen'
+        tasks = score(pipe, unseen, args.per_task, args.seed)
+        print(f'{name}: ' + ', '.join(f'{task.replace("_", " ")} {share:.1%}' for task, share in tasks.items()))
+        followed[name] = sum(tasks.values()) / len(tasks)
+    print(
+        'prompts followed: ' + ', '.join(f'{share:.1%} {name}' for name, share in followed.items()).replace('%', ' %')
+    )
+
+
+def draw_sheet(pipe, seed: int):
+    """A contact sheet, uint8 (H, W, 3): each prompt with its picture at 4x, and the first row at all scales."""
+    import numpy as np
+
+    from pixnerd_plugin.images import to_uint8
+
+    strips = []
+    for shape, prompts in SHEET:
+        texts = [prompt.removesuffix(' *') for prompt in prompts]
+        _, field = pipe.sample(texts, range(seed, seed + len(texts)), shape, record_field=True)
+        renders = {scale: to_uint8(field.decode(tuple(scale * side for side in shape), blend=0.5)) for scale in SCALES}
+        strips.append(strip(renders[max(SCALES)], [prompt.replace(' ,', ',') for prompt in prompts]))
+        if shape == SQUARE:
+            same = [demo_digits.enlarge(renders[scale], max(SCALES) // scale) for scale in SCALES]
+    for scale, pictures in zip(SCALES, same, strict=True):
+        strips.append(strip(pictures, [f'the first row at {scale}x' if scale > 1 else 'the first row as sampled']))
+    strips.append(text_block(f'* never shown in training. {len(SCALES)} renderings of one sampling run.', 10**6))
+    width = max(part.shape[1] for part in strips)
+    rows = [np.pad(part, ((0, MARGIN), (0, width - part.shape[1]), (0, 0)), constant_values=255) for part in strips]
+    return np.pad(np.concatenate(rows), ((MARGIN, 0), (MARGIN, MARGIN), (0, 0)), constant_values=255)
+
+
+def strip(pictures, texts: list[str]):
+    """Pictures (n, H, W, 3) in a row, with their texts below, or one text below the first."""
+    import numpy as np
+
+    count, height, width, _ = pictures.shape
+    room = width if len(texts) > 1 else count * (width + MARGIN)
+    blocks = [text_block(text, room) for text in texts]
+    below = max(block.shape[0] for block in blocks)
+    canvas = np.full((height + below, count * (width + MARGIN) - MARGIN, 3), 255, np.uint8)
+    for index, picture in enumerate(pictures):
+        canvas[:height, index * (width + MARGIN) :][:, :width] = picture
+    for index, block in enumerate(blocks):
+        part = canvas[height:, index * (width + MARGIN) :]
+        part[: block.shape[0], : block.shape[1]] = block[:, : part.shape[1]]
+    return canvas
+
+
+def text_block(text: str, width: int):
+    """A text in lines of at most ``width`` pixels, uint8 (H, W, 3)."""
+    import numpy as np
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(TEXT_SIZE)
+    lines = ['']
+    for word in text.split():
+        longer = f'{lines[-1]} {word}'.strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    line_height = TEXT_SIZE + 4
+    block = Image.new('RGB', (round(max(map(font.getlength, lines))) + 2, line_height * len(lines) + 4), 'white')
+    for index, line in enumerate(lines):
+        ImageDraw.Draw(block).text((0, index * line_height + 2), line, fill='black', font=font)
+    return np.asarray(block)
+
+
+def score(pipe, unseen: bool, per_task: int, seed: int) -> dict[str, float]:
+    """Share of pictures that follow their prompt, by task; one picture a prompt."""
+    from tqdm import tqdm
+
+    from pixnerd_plugin.evaluation.digit_benchmark import digit_prompts, judge
+    from pixnerd_plugin.images import to_uint8
+
+    right: dict[str, list[bool]] = {}
+    entries = list(enumerate(digit_prompts(unseen, per_task)))
+    with tqdm(total=len(entries), desc='unseen' if unseen else 'seen', unit='picture', disable=None) as bar:
+        for shape in (SQUARE, WIDE, TALL):
+            same = [(seed + number, entry) for number, entry in entries if tuple(entry['size']) == shape]
+            for start in range(0, len(same), 32):
+                seeds, batch = zip(*same[start : start + 32], strict=True)
+                pictures = to_uint8(pipe.sample([entry['prompt'] for entry in batch], seeds, shape))
+                for entry, picture in zip(batch, pictures, strict=True):
+                    right.setdefault(entry['tag'], []).append(judge(entry, picture)[0])
+                bar.update(len(batch))
+    return {task: sum(right[task]) / len(right[task]) for task in dict.fromkeys(entry['tag'] for _, entry in entries)}
+
+
+if __name__ == '__main__':
+    arguments = parse_args()
+    from pixnerd_plugin.cli import one_line_errors
+
+    with one_line_errors():
+        dict(prepare=prepare, draw=draw)[arguments.command](arguments)
