@@ -7,6 +7,7 @@ It gives what :class:`pixnerd_plugin.models.conditioners.Qwen3TextEncoder` gives
 from __future__ import annotations
 
 import inspect
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from comfy.text_encoders.llama import BaseLlama, Llama2_, Llama2Config
 from torch import Tensor
 
 from pixnerd_plugin.checkpoints.layouts.published import describe_difference
+from pixnerd_plugin.checkpoints.words import WORDS_TENSOR, Words, read_words
 
 NAME = 'pixnerd_qwen3'
 PAD = 151643
@@ -54,6 +56,36 @@ class Qwen3Tokenizer(comfy.sd1_clip.SDTokenizer):
         return {NAME: [[(token, 1.0, 0) if return_word_ids else (token, 1.0) for token in ids]]}
 
 
+class WordTokenizer:
+    """What core takes for a tokenizer: that of a tiny text encoder, whose file says which words it knows."""
+
+    def __init__(self, words: Words):
+        self.words = words
+        self._named: set[str] = set()
+
+    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **kwargs: Any) -> dict[str, list]:
+        """As :meth:`Qwen3Tokenizer.tokenize_with_weights`; the log says once which words are not known."""
+        words = self.words
+        ids, unknown = words.encode(text)
+        for word in unknown:
+            if word not in self._named and len(self._named) < 100:
+                self._named.add(word)
+                logging.warning('PixNerd: the text encoder does not know the word %r', word)
+        if len(ids) > words.max_length:
+            logging.warning(
+                'PixNerd: the prompt has %d words, and the text encoder reads the first %d', len(ids), words.max_length
+            )
+        ids = ids[: words.max_length] + [words.pad] * (words.max_length - len(ids))
+        return {NAME: [[(token, 1.0, 0) if return_word_ids else (token, 1.0) for token in ids]]}
+
+    def untokenize(self, token_weight_pair: list[tuple]) -> list[tuple]:
+        return [(pair, self.words.words[pair[0]]) for pair in token_weight_pair]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What core saves with the text encoder."""
+        return {f'{NAME}.transformer.{WORDS_TENSOR}': self.words.to_tensor()}
+
+
 class Qwen3(BaseLlama, torch.nn.Module):
     """Core's llama with Qwen3's normalised queries and keys; sizes from ``config``."""
 
@@ -82,26 +114,28 @@ class Qwen3ClipModel(comfy.sd1_clip.SDClipModel):
 
     def __init__(self, device: Any = 'cpu', dtype: torch.dtype | None = None, model_options: dict | None = None):
         options = model_options or {}
+        words: Words | None = options[f'{NAME}_words']
+        self.pad = PAD if words is None else words.pad
         super().__init__(
             device=device,
             dtype=dtype,
-            max_length=LENGTH,
+            max_length=LENGTH if words is None else words.max_length,
             textmodel_json_config=dict(options[f'{NAME}_config']),
             model_class=Qwen3,
-            special_tokens={'pad': PAD},
+            special_tokens={'pad': self.pad},
             enable_attention_masks=True,
             model_options=options,
         )
 
     def process_tokens(self, tokens: list[list[int]], device: torch.device) -> tuple:
         embeds, _, _, info = super().process_tokens(tokens, device)
-        mask = padding_mask(torch.tensor(tokens, device=device))
+        mask = padding_mask(torch.tensor(tokens, device=device), self.pad)
         return embeds, mask, mask.sum(1).tolist(), info
 
 
-def padding_mask(ids: Tensor) -> Tensor:
+def padding_mask(ids: Tensor, pad: int = PAD) -> Tensor:
     """1 for the prompt and 0 for the padding after it; ones for an empty prompt, as in training. ``(B, N)``, long."""
-    rest = (ids != PAD).long().flip(1).cummax(1).values.flip(1)
+    rest = (ids != pad).long().flip(1).cummax(1).values.flip(1)
     return torch.where(rest.any(dim=1, keepdim=True), rest, 1)
 
 
@@ -118,14 +152,30 @@ class Qwen3TextModel(comfy.sd1_clip.SD1ClipModel):
         return cond, pooled, {MARK: True}
 
 
-def text_model(config: dict[str, int]) -> type[Qwen3TextModel]:
+def make_target(tensors: dict[str, Tensor]) -> comfy.supported_models_base.ClipTarget:
+    """What core builds a CLIP from for the tensors of a Qwen3; the words of a tiny one are taken out of them.
+
+    Raises:
+        ValueError: if they are not those of a Qwen3 text model.
+    """
+    stored = tensors.pop(WORDS_TENSOR, None)
+    words = None if stored is None else read_words(stored)
+
+    def tokenizer(embedding_directory: Any = None, tokenizer_data: dict | None = None) -> Any:
+        return Qwen3Tokenizer(embedding_directory, tokenizer_data) if words is None else WordTokenizer(words)
+
+    return comfy.supported_models_base.ClipTarget(tokenizer, text_model(read_config(tensors), words))
+
+
+def text_model(config: dict[str, int], words: Words | None = None) -> type[Qwen3TextModel]:
     """The text model with the sizes of ``config``, as core's loaders call for it."""
 
     class Sized(Qwen3TextModel):
         def __init__(self, device: Any = 'cpu', dtype: torch.dtype | None = None, model_options: dict | None = None):
             # Float16, core's default for text encoders, does not have bfloat16's range.
             dtype = torch.bfloat16 if dtype == torch.float16 else dtype
-            super().__init__(device, dtype, {**(model_options or {}), f'{NAME}_config': config})
+            own = {f'{NAME}_config': config, f'{NAME}_words': words}
+            super().__init__(device, dtype, {**(model_options or {}), **own})
 
     return Sized
 
@@ -136,7 +186,7 @@ def text_encoder_target(tensors: dict[str, Tensor], prefix: str) -> comfy.suppor
     transformer = {name.removeprefix(own): tensor for name, tensor in tensors.items() if name.startswith(own)}
     if not transformer:
         return None
-    return comfy.supported_models_base.ClipTarget(Qwen3Tokenizer, text_model(read_config(transformer)))
+    return make_target(transformer)
 
 
 def read_config(tensors: dict[str, Tensor]) -> dict[str, int]:
@@ -170,12 +220,13 @@ def load_text_encoder(tensors: dict[str, Tensor], model_options: dict[str, Any] 
     Raises:
         ValueError: if the tensors are not exactly those of a Qwen3 text model.
     """
-    tensors = {name if name.startswith('model.') else f'model.{name}': tensor for name, tensor in tensors.items()}
+    own = ('model.', WORDS_TENSOR)
+    tensors = {name if name.startswith(own) else f'model.{name}': tensor for name, tensor in tensors.items()}
     # The output layer of the language model; text encoding ends before it.
     tensors.pop('model.lm_head.weight', None)
     # ComfyUI computes in float32 on weights of any dtype; float16, its default, does not have bfloat16's range.
     options = {'dtype': torch.bfloat16, **(model_options or {})}
-    target = comfy.supported_models_base.ClipTarget(Qwen3Tokenizer, text_model(read_config(tensors)))
+    target = make_target(tensors)
     parameters = sum(tensor.numel() for tensor in tensors.values())
     clip = comfy.sd.CLIP(target, parameters=parameters, model_options=options)
     transformer = getattr(clip.cond_stage_model, NAME).transformer

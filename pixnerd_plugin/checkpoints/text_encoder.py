@@ -6,13 +6,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pixnerd_plugin.formats.lazy import Tensors
+from pixnerd_plugin.formats.lazy import LazyTensor, Tensors
 from pixnerd_plugin.formats.plain_file import read_json
 from pixnerd_plugin.formats.safetensors_file import open_safetensors, write_safetensors
 from pixnerd_plugin.formats.safetensors_index import SUFFIX as INDEX
 from pixnerd_plugin.formats.safetensors_index import open_index
 
 from .convert import DTYPES, check_new, require_space, with_dtype
+from .words import WORDS_TENSOR, words_of_folder
 
 # The output layer of the language model; text encoding ends before it.
 _UNUSED = 'lm_head.weight'
@@ -30,6 +31,8 @@ def is_text_encoder(folder: Path) -> bool:
 def convert_text_encoder(folder: Path, target: Path, dtype: str | None = None, force: bool = False) -> None:
     """Write the weights of a Qwen3 folder, one file or shards, as one safetensors file under transformers' names.
 
+    A tokenizer of whole words goes into it as one more small tensor; Qwen's own does not.
+
     Raises:
         FileNotFoundError, FileExistsError: about source and target.
         ValueError: if the weights are damaged or incomplete.
@@ -46,6 +49,8 @@ def convert_text_encoder(folder: Path, target: Path, dtype: str | None = None, f
             named[name] = with_dtype(f'{folder}: {name}', tensor, wanted)
     if 'model.layers.0.self_attn.q_norm.weight' not in named:
         raise ValueError(f'{folder}: not the weights of a Qwen3; its first tensors are {", ".join(list(named)[:3])}')
+    if (words := words_of_folder(folder)) is not None:
+        named[WORDS_TENSOR] = LazyTensor.of(words.to_tensor())
     size = sum(tensor.nbytes for tensor in named.values())
     require_space(target, size)
     with tqdm(total=size, desc='writing', unit='B', unit_scale=True, disable=None) as bar:

@@ -79,3 +79,34 @@ def test_another_encoder_is_refused():
     del tensors['norm.weight']
     with pytest.raises(ValueError, match='not a whole Qwen3'):
         load_text_encoder(tensors)
+
+
+def test_a_tiny_encoder_brings_its_words(tmp_path, caplog):
+    import_host()
+    from safetensors.torch import load_file
+
+    from comfy_nodes.text_encoder import load_text_encoder
+    from pixnerd_plugin.checkpoints.text_encoder import convert_text_encoder
+    from pixnerd_plugin.models.conditioners import Qwen3TextEncoder
+    from pixnerd_plugin.models.conditioners.tiny_qwen3 import write_tiny_qwen3
+
+    write_tiny_qwen3(tmp_path / 'tiny', ['a', 'red', 'three', ','], 8, dim=32, num_heads=2)
+    convert_text_encoder(tmp_path / 'tiny', tmp_path / 'tiny.safetensors')
+    clip = load_text_encoder(load_file(tmp_path / 'tiny.safetensors'))
+    encoder = Qwen3TextEncoder(tmp_path / 'tiny', 8, 'float32')
+    for prompt in ('', 'A red three', 'three, a red three, a red three'):
+        cond = clip.encode_from_tokens(clip.tokenize(prompt))
+        expected = encoder([prompt])
+        assert cond.shape == expected.shape == (1, 8, 32)
+        assert (cond - expected).norm() / expected.norm() <= 1e-4
+    clip.tokenize('a red dog')
+    clip.tokenize('a dog')
+    said = [record.getMessage() for record in caplog.records if 'PixNerd' in record.getMessage()]
+    assert said == [
+        'PixNerd: the prompt has 9 words, and the text encoder reads the first 8',
+        "PixNerd: the text encoder does not know the word 'dog'",
+    ]
+    # Saved with the model, it comes back with its words.
+    saved = {name.removeprefix('pixnerd_qwen3.transformer.'): tensor for name, tensor in clip.get_sd().items()}
+    again = load_text_encoder({name: tensor for name, tensor in saved.items() if not name.startswith('pixnerd_qwen3')})
+    assert again.tokenize('a three') == clip.tokenize('a three')

@@ -1,0 +1,104 @@
+"""The words that a tiny text encoder knows, beside its weights in one file, for hosts that keep text encoders so.
+
+A Qwen3 with Qwen's own tokenizer needs none of this: hosts have that tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pixnerd_plugin.formats.plain_file import read_json
+from pixnerd_plugin.formats.schema import Rule, check_table, integer
+from pixnerd_plugin.formats.text_file import parse_table
+
+WORDS_TENSOR = 'pixnerd_words'
+"""A row of bytes: a JSON object with ``words`` in the order of their ids, ``max_length``, ``pad`` and ``unknown``."""
+
+_MAX_BYTES = 2**20
+_RULES = dict(
+    words=Rule(
+        'a list of at most 65536 different words',
+        lambda value: (
+            type(value) is list
+            and 2 <= len(value) <= 2**16
+            and all(type(word) is str for word in value)
+            and len(set(value)) == len(value)
+        ),
+    ),
+    max_length=integer(1, 2**12),
+    pad=integer(0, 2**16 - 1),
+    unknown=integer(0, 2**16 - 1),
+)
+
+
+class Words(NamedTuple):
+    """A tokenizer of whole words, all in lower case."""
+
+    words: list[str]
+    max_length: int
+    pad: int
+    unknown: int
+
+    def encode(self, prompt: str) -> tuple[list[int], list[str]]:
+        """The ids of a prompt, neither cut nor padded, and the words in it that are not known."""
+        numbers = {word: index for index, word in enumerate(self.words)}
+        parts = re.findall(r'\w+|[^\w\s]+', prompt.lower())
+        return [numbers.get(part, self.unknown) for part in parts], [part for part in parts if part not in numbers]
+
+    def to_tensor(self) -> Tensor:
+        return torch.tensor(list(json.dumps(self._asdict()).encode()), dtype=torch.uint8)
+
+
+def words_of_folder(folder: Path) -> Words | None:
+    """The words of a text encoder in transformers layout; None if its tokenizer is not one of whole words.
+
+    Raises:
+        ValueError: if it is one, but not as ``write_tiny_qwen3`` writes it.
+    """
+    file = folder / 'tokenizer.json'
+    table: Any = read_json(file) if file.is_file() else None
+    model = table.get('model') if type(table) is dict else None
+    if type(model) is not dict or model.get('type') != 'WordLevel':
+        return None
+    settings: Any = read_json(folder / 'tokenizer_config.json')
+    try:
+        vocabulary = sorted(model['vocab'], key=model['vocab'].__getitem__)
+        return _checked(
+            dict(
+                words=vocabulary,
+                max_length=settings['model_max_length'],
+                pad=vocabulary.index(settings['pad_token']),
+                unknown=vocabulary.index(settings['unk_token']),
+            )
+        )
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f'{folder}: its tokenizer of whole words is not one that PixNerd wrote ({error})') from None
+
+
+def read_words(tensor: Tensor) -> Words:
+    """The words in the bytes of :data:`WORDS_TENSOR`.
+
+    Raises:
+        ValueError: if it holds something else.
+    """
+    if tensor.dtype != torch.uint8 or tensor.ndim != 1 or len(tensor) > _MAX_BYTES:
+        raise ValueError(f'{WORDS_TENSOR} is {tuple(tensor.shape)} of {tensor.dtype}, and a row of bytes is due')
+    try:
+        text = bytes(tensor.tolist()).decode()
+    except UnicodeDecodeError:
+        raise ValueError(f'{WORDS_TENSOR} holds no text') from None
+    return _checked(parse_table(WORDS_TENSOR, text, _RULES, _RULES, _MAX_BYTES))
+
+
+def _checked(table: dict[str, Any]) -> Words:
+    check_table(WORDS_TENSOR, table, _RULES)
+    words = Words(**table)
+    if max(words.pad, words.unknown) >= len(words.words):
+        raise ValueError(f'{WORDS_TENSOR}: pad {words.pad} or unknown {words.unknown} is none of the words')
+    return words

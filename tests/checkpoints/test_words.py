@@ -1,0 +1,62 @@
+"""The words of a tiny text encoder beside its weights, in the one file that ComfyUI's users keep."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pixnerd_plugin.checkpoints.text_encoder import convert_text_encoder
+from pixnerd_plugin.checkpoints.words import WORDS_TENSOR, Words, read_words, words_of_folder
+from pixnerd_plugin.datasets.digit_scenes import MAX_WORDS, WORDS
+from pixnerd_plugin.models.conditioners import Qwen3TextEncoder
+from pixnerd_plugin.models.conditioners.tiny_qwen3 import write_tiny_qwen3
+from tests.golden import DATA
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('tiny') / 'text_encoder'
+    write_tiny_qwen3(folder, WORDS, MAX_WORDS, dim=16, num_heads=2)
+    return folder
+
+
+def test_one_file_reads_prompts_as_the_folder_does(folder, tmp_path):
+    convert_text_encoder(folder, tmp_path / 'text.safetensors')
+    words = read_words(load_file(tmp_path / 'text.safetensors')[WORDS_TENSOR])
+    assert words == words_of_folder(folder)
+    encoder = Qwen3TextEncoder(folder, MAX_WORDS)
+    for prompt in ('a Red three, on black', "it's ... an ÄGG_1 (two)", '', 'a b\tc\n,,'):
+        ids, _ = words.encode(prompt)
+        assert ids == encoder.tokenizer(prompt)['input_ids']
+    assert words.encode('a red dog')[1] == ['dog']
+
+
+def test_qwens_own_tokenizer_is_left_out(tmp_path):
+    assert words_of_folder(DATA / 'qwen3_tiny') is None
+    convert_text_encoder(DATA / 'qwen3_tiny', tmp_path / 'text.safetensors')
+    assert WORDS_TENSOR not in load_file(tmp_path / 'text.safetensors')
+
+
+GOOD = dict(words=['<pad>', '<unknown>', 'a'], max_length=4, pad=0, unknown=1)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(words=['a', 'a']), 'words='),
+        (dict(words='abc'), 'words='),
+        (dict(max_length=0), 'max_length=0 must be'),
+        (dict(unknown=7), 'unknown 7 is none of the words'),
+        (dict(pad=None), 'pad=None must be'),
+    ],
+)
+def test_other_bytes_are_refused(change, message):
+    assert read_words(Words(**GOOD).to_tensor()) == Words(**GOOD)
+    content = torch.tensor(list(json.dumps(GOOD | change).encode()), dtype=torch.uint8)
+    with pytest.raises(ValueError, match=message):
+        read_words(content)
+    with pytest.raises(ValueError, match='a row of bytes is due'):
+        read_words(torch.zeros(2, 2))
+    with pytest.raises(ValueError, match='holds no text'):
+        read_words(torch.full((4,), 255, dtype=torch.uint8))
