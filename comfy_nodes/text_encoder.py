@@ -68,15 +68,16 @@ class WordTokenizer:
         words = self.words
         ids, unknown = words.encode(text)
         for word in unknown:
-            if word not in self._named and len(self._named) < 100:
-                self._named.add(word)
-                logging.warning('PixNerd: the text encoder does not know the word %r', word)
+            self._warn(f'the text encoder does not know the word {word!r}')
         if len(ids) > words.max_length:
-            logging.warning(
-                'PixNerd: the prompt has %d words, and the text encoder reads the first %d', len(ids), words.max_length
-            )
+            self._warn(f'the prompt has {len(ids)} words, and the text encoder reads the first {words.max_length}')
         ids = ids[: words.max_length] + [words.pad] * (words.max_length - len(ids))
         return {NAME: [[(token, 1.0, 0) if return_word_ids else (token, 1.0) for token in ids]]}
+
+    def _warn(self, what: str) -> None:
+        if what not in self._named and len(self._named) < 100:
+            self._named.add(what)
+            logging.warning('PixNerd: %s', what)
 
     def untokenize(self, token_weight_pair: list[tuple]) -> list[tuple]:
         return [(pair, self.words.words[pair[0]]) for pair in token_weight_pair]

@@ -33,5 +33,5 @@ model = dict(
 train_dataloader = dict(dataset=dict(scale=max_density))
 prompts = ['a red three', 'a cyan seven on black', 'four green sixes', 'a blue one above a yellow two']
 custom_hooks = [
-    dict(type='SampleGridHook', interval=500, conditions=dict(text=prompts * 2), size=image_size, columns=4)
+    dict(type='SampleGridHook', interval=400, conditions=dict(text=prompts * 2), size=image_size, columns=4)
 ]

@@ -71,6 +71,28 @@ def test_geneval_is_laid_out_for_its_scorer_and_resumes_by_picture(run, checkpoi
         run(*arguments, '--out', tmp_path)
 
 
+def test_prompts_for_digits_are_drawn_in_their_sizes_and_scored(run, checkpoint, tmp_path):
+    for flags, name in (([], 'seen'), (['--unseen'], 'unseen')):
+        assert '6 prompts in' in run('digits', tmp_path / f'{name}.jsonl', '--per-task', 1, *flags)
+    prompts = [json.loads(line) for line in (tmp_path / 'seen.jsonl').read_text().splitlines()]
+    assert len({tuple(prompt['size']) for prompt in prompts}) > 1
+    assert (tmp_path / 'seen.jsonl').read_text() != (tmp_path / 'unseen.jsonl').read_text()
+    run('geneval', CONFIG, checkpoint, tmp_path / 'seen.jsonl', '--out', tmp_path / 'out', '--cfg-options', *OPTIONS)
+    for index, prompt in enumerate(prompts):
+        with Image.open(tmp_path / f'out/{index:05d}/samples/0000.png') as image:
+            assert list(image.size) == prompt['size'][::-1]
+    assert 'of 24 pictures follow their prompt' in run('score', tmp_path / 'out', '--outfile', tmp_path / 'r.jsonl')
+    assert '| GenEval (Table 4) |' in run('table', '--geneval', tmp_path / 'r.jsonl')
+
+    (tmp_path / 'wrong.jsonl').write_text(json.dumps(dict(prompts[0], size=[32])))
+    with pytest.raises(SystemExit, match=r'line 1: size=.* must be \[height, width\] in pixels'):
+        run('geneval', CONFIG, checkpoint, tmp_path / 'wrong.jsonl', '--out', tmp_path / 'o', '--cfg-options', *OPTIONS)
+    (tmp_path / 'picture.jsonl').write_bytes(b'\x89PNG\xff')
+    with pytest.raises(SystemExit, match='byte 0 is not UTF-8') as end:
+        run('geneval', CONFIG, checkpoint, tmp_path / 'picture.jsonl', '--out', tmp_path / 'o')
+    assert '\n' not in end.value.code
+
+
 def test_dpg_grids_are_four_pictures_without_gaps(run, checkpoint, tmp_path):
     folder = tmp_path / 'prompts'
     folder.mkdir()

@@ -1,0 +1,89 @@
+"""The two ends of `make demo`, around a training of two steps."""
+
+import re
+import runpy
+import sys
+
+import numpy as np
+import pytest
+from mmengine.runner import Runner
+from PIL import Image
+
+from pixnerd_plugin import load_pipeline
+from pixnerd_plugin.engine.config import load_config
+from tests.training import ROOT
+
+CONFIG = """
+_base_ = '{root}/mm_configs/pixnerd_t2i_digits.py'
+model = dict(
+    backbone=dict(dim=16, depth=1, num_heads=2, mlp_hidden=16, text_dim=16, head=dict(width=4, depth=1)),
+    conditioner=dict(model='{folder}/text_encoder', precomputed='{folder}/text'),
+    loss=dict(dim=16, projector_dim=16),
+    sampler=dict(num_steps=2),
+)
+text_embeddings = '{folder}/text'
+train_dataloader = dict(
+    batch_size=2,
+    dataset=dict(
+        num=12,
+        pipeline=[
+            dict(type='LoadTextEmbedding', folder=text_embeddings),
+            dict(type='PackInputs', keys=('text_embeds',)),
+        ],
+    ),
+)
+train_cfg = dict(max_iters=2)
+custom_hooks = []
+"""
+
+
+@pytest.fixture(scope='module')
+def run():
+    def run_tool(*arguments):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, 'argv', ['demo_t2i.py', *map(str, arguments)])
+            patch.syspath_prepend(str(ROOT / 'tools'))
+            runpy.run_path(str(ROOT / 'tools/demo_t2i.py'), run_name='__main__')
+
+    return run_tool
+
+
+@pytest.fixture(scope='module')
+def work_dir(tmp_path_factory, run):
+    folder = tmp_path_factory.mktemp('t2i')
+    (folder / 'config.py').write_text(CONFIG.format(root=ROOT, folder=folder))
+    run('prepare', '--config', folder / 'config.py', '--work-dir', folder)
+    config = load_config(folder / 'config.py')
+    config.work_dir, config.experiment_name = str(folder), 'test_demo_t2i'
+    Runner.from_cfg(config).train()
+    return folder
+
+
+def test_it_ends_with_the_shares_of_prompts_followed(work_dir, run, capsys):
+    run('draw', '--work-dir', work_dir, '--per-task', 1)
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert re.fullmatch(r'prompts followed: \d+\.\d % seen, \d+\.\d % unseen', lines[-1])
+    assert lines[-2].startswith('unseen: single object ')
+    for name in ('sheet.png', 'loss.png'):
+        assert np.asarray(Image.open(work_dir / name)).std() > 0
+
+
+def test_the_checkpoint_draws_prompts_without_naming_its_text_encoder(work_dir):
+    pipe = load_pipeline(work_dir / 'iter_2.pth', device='cpu')
+    (image,) = pipe(prompts=['a red three'], size=(32, 64))
+    assert image.size == (64, 32)
+    with pytest.warns(UserWarning, match="does not know 'dog'"):
+        pipe(prompts=['a red dog'])
+
+
+def test_preparing_again_keeps_what_fits_and_replaces_what_does_not(work_dir, run, capsys):
+    run('prepare', '--config', work_dir / 'config.py', '--work-dir', work_dir)
+    assert ' 0 of them new' in capsys.readouterr().out
+    (work_dir / 'text_encoder/tokenizer.json').write_text('{}')  # of an earlier version, say
+    run('prepare', '--config', work_dir / 'config.py', '--work-dir', work_dir)
+    assert ' 0 of them new' not in capsys.readouterr().out
+
+
+def test_without_a_checkpoint_it_says_what_to_do(tmp_path, run):
+    with pytest.raises(SystemExit, match='train one first: make demo'):
+        run('draw', '--work-dir', tmp_path)
