@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The two ends of `make demo`: a text encoder and captions for training, and the trained model's pictures and score.
+"""The two ends of `make demo-text`: text encoder and captions for training, and the trained model's pictures and score.
 
 prepare: writes a tiny random Qwen3 that knows the words of the captions, and the embeddings of all captions. draw: a
 contact sheet, the loss curve, and how many pictures follow their prompts.
@@ -101,7 +101,7 @@ def draw(args: argparse.Namespace) -> None:
 
     path = find_checkpoint(args.work_dir)
     if path is None:
-        raise FileNotFoundError(f'no checkpoint in {args.work_dir}; train one first: make demo')
+        raise FileNotFoundError(f'no checkpoint in {args.work_dir}; train one first: make demo-text')
     pipe = load_pipeline(path, device='cpu')
     sheet, curve = args.work_dir / 'sheet.png', args.work_dir / 'loss.png'
     save_png(sheet, draw_sheet(pipe, args.seed))

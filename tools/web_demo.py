@@ -6,8 +6,11 @@ import base64
 import io
 import os
 import threading
+from pathlib import Path
 
 import options
+
+OWN = ('work_dirs/t2i_digits', 'work_dirs/digits')
 
 VIEW = 256  # pixels of the longer side of what is shown, at least
 MAX_ZOOM = 64
@@ -15,8 +18,16 @@ MAX_ZOOM = 64
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('checkpoint', help='published .ckpt, a .pth of tools/train.py, or .safetensors')
-    parser.add_argument('--text-encoder', metavar='FOLDER', help='Qwen3 folder, for a model that draws prompts')
+    parser.add_argument(
+        'checkpoint',
+        nargs='?',
+        help='published .ckpt, a .pth of tools/train.py, or .safetensors; by default that of `make demo-text`',
+    )
+    parser.add_argument(
+        '--text-encoder',
+        metavar='FOLDER',
+        help='Qwen3 folder, for a model that draws prompts; by default text_encoder beside it',
+    )
     parser.add_argument('--class-names', metavar='FILE', help='names of the classes, one a line, if the file has none')
     parser.add_argument('--host', default='127.0.0.1', help='address to listen on (127.0.0.1: this machine only)')
     parser.add_argument('--port', type=int, default=7860, help='port (7860)')
@@ -245,12 +256,23 @@ def inputs_for(pipe, gr):
     return gr.Dropdown([(str(name), index) for name, index in choices], value='0', label='class'), gr.State('')
 
 
+def find_own() -> Path:
+    """The last checkpoint of `make demo-text` or, if there is none, of `make demo`."""
+    from pixnerd_plugin.engine.resume import find_checkpoint
+
+    for folder in OWN:
+        if path := find_checkpoint(Path(folder)):
+            return path
+    raise FileNotFoundError(f'no checkpoint is named, and none is in {" or ".join(OWN)}; train one first: make demo')
+
+
 def main(args: argparse.Namespace) -> None:
     os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'
     import gradio as gr
 
     from pixnerd_plugin import load_pipeline
 
+    args.checkpoint = args.checkpoint or find_own()
     options.import_parts(args, args.checkpoint)
     pipe = load_pipeline(args.checkpoint, args.text_encoder, args.device, class_names=args.class_names)
     if pipe.conditioner is None:

@@ -89,18 +89,21 @@ def join(parts: list[str]) -> str:
     return ' and '.join([' , '.join(parts[:-1]), parts[-1]]) if len(parts) > 1 else parts[0]
 
 
-def cells_of(shape: tuple[int, int], count: int, axis: int) -> list[tuple[float, float, float, float]]:
-    """``count`` equal cells in a row (axis 0) or a column (axis 1): (top, left, height, width)."""
-    height, width = shape
-    if axis == 0:
-        return [(0, index * width / count, height, width / count) for index in range(count)]
-    return [(index * height / count, 0, height / count, width) for index in range(count)]
+def cells_of(shape: tuple[int, int], count: int, axis: int) -> list[tuple[int, int, int]]:
+    """``count`` squares in a row (axis 0) or a column (axis 1), in the middle of a picture: (top, left, side).
+
+    Two of 32 pixels where they fit, else of 16: whole patches of 8.
+    """
+    side = 32 if 32 * count <= shape[1 - axis] else 16
+    along, across = (shape[1 - axis] - count * side) // 2, (shape[axis] - side) // 2
+    starts = [along + index * side for index in range(count)]
+    return [(across, start, side) if axis == 0 else (start, across, side) for start in starts]
 
 
-def quarters_of(shape: tuple[int, int]) -> list[tuple[float, float, float, float]]:
-    """The four quarters of a picture, row by row."""
-    height, width = shape[0] / 2, shape[1] / 2
-    return [(row * height, column * width, height, width) for row in range(2) for column in range(2)]
+def quarters_of(shape: tuple[int, int]) -> list[tuple[int, int, int]]:
+    """The four quarters of a square picture, row by row."""
+    side = shape[0] // 2
+    return [(row * side, column * side, side) for row in range(2) for column in range(2)]
 
 
 def draw_shape(rng: np.random.Generator) -> tuple[int, int]:
@@ -129,14 +132,15 @@ def draw_scene(rng: np.random.Generator, shape: tuple[int, int], held_out: bool 
             break
     colours = [_draw_colour(rng, value, held_out) for value in values]
     cells = cells_of(shape, count, axis)
+    if kind == 'single' and not square:
+        place = 16 * int(rng.integers(3))
+        cells = [(0, place, 32) if axis == 0 else (place, 0, 32)]
     if kind == 'count':
         colours = colours[:1] * count
         if square:
             quarters = quarters_of(shape)
             cells = [quarters[index] for index in sorted(rng.permutation(4)[:count])]
-    digits = tuple(
-        Digit(value, colour, _draw_box(rng, cell)) for value, colour, cell in zip(values, colours, cells, strict=True)
-    )
+    digits = tuple(Digit(value, colour, _box(cell)) for value, colour, cell in zip(values, colours, cells, strict=True))
     while True:
         background = _NAMES_OF_BACKGROUNDS[int(rng.integers(len(BACKGROUNDS)))]
         if not held_out or kind != 'single' or not is_new_background_of(values[0], background):
@@ -165,19 +169,11 @@ def _draw_colour(rng: np.random.Generator, value: int, held_out: bool) -> str:
             return colour
 
 
-def _draw_box(rng: np.random.Generator, cell: tuple[float, float, float, float]) -> tuple[int, int, int]:
-    """A square within a cell, a pixel from its rim: as large as it may be or up to 15 % smaller, within 3 pixels of the
-    middle or, in a long cell, anywhere along it."""
-    top, left, height, width = cell
-    largest = int(min(height, width)) - 3
-    side = int(rng.integers(round(0.85 * largest), largest + 1))
-    place = []
-    for start, length in ((top, height), (left, width)):
-        free = length - side - 2
-        reach = free / 2 if length > 1.5 * min(height, width) and length > 32 else min(free / 2, 3)
-        middle = start + 1 + free / 2
-        place.append(int(rng.integers(np.ceil(middle - reach), np.floor(middle + reach) + 1)))
-    return place[0], place[1], side
+def _box(cell: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The square that a digit fills in its cell: neighbours do not touch."""
+    top, left, side = cell
+    margin = side // 16
+    return top + margin, left + margin, side - 2 * margin
 
 
 def _describe(rng: np.random.Generator, kind: str, axis: int, digits: tuple[Digit, ...]) -> str:

@@ -1,4 +1,4 @@
-"""The two ends of `make demo`, around a training of two steps."""
+"""The two ends of `make demo-text`, around a training of two steps."""
 
 import re
 import runpy
@@ -85,5 +85,5 @@ def test_preparing_again_keeps_what_fits_and_replaces_what_does_not(work_dir, ru
 
 
 def test_without_a_checkpoint_it_says_what_to_do(tmp_path, run):
-    with pytest.raises(SystemExit, match='train one first: make demo'):
+    with pytest.raises(SystemExit, match='train one first: make demo-text'):
         run('draw', '--work-dir', tmp_path)

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import runpy
+import shutil
 import sys
 import types
 
@@ -97,6 +98,17 @@ def test_a_model_of_prompts_wants_its_text_encoder(tmp_path, monkeypatch):
         runpy.run_path(str(ROOT / 'tools/web_demo.py'), run_name='__main__')
     assert 'give --text-encoder FOLDER' in end.value.code
     assert '\n' not in end.value.code
+
+
+def test_without_a_name_it_opens_with_the_model_of_make_demo(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r'no checkpoint is named, and none is in .*: make demo$'):
+        DEMO['find_own']()
+    for folder in ('digits', 't2i_digits'):
+        run = tmp_path / 'work_dirs' / folder
+        run.mkdir(parents=True)
+        shutil.copy(ROOT / 'tests/data/v0.1/iter_4.pth', run / 'iter_4.pth')
+        assert DEMO['find_own']().parent.name == folder
 
 
 def test_a_missing_gradio_is_one_line(monkeypatch):
