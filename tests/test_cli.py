@@ -1,3 +1,5 @@
+import warnings
+
 import pytest
 import torch
 
@@ -43,3 +45,14 @@ def test_the_first_to_end_leaves_its_line_for_the_launcher(tmp_path, monkeypatch
 def test_faults_of_the_program_keep_their_traceback():
     with pytest.raises(KeyError), one_line_errors():
         raise KeyError('name')
+
+
+def test_a_warning_is_one_line_for_users_and_what_was_there_comes_back(capsys):
+    before = warnings.showwarning
+    with warnings.catch_warnings():
+        warnings.simplefilter('always')
+        with one_line_errors():
+            warnings.warn('the text encoder does not know\n"dog"', stacklevel=1)
+            warnings.warn('for developers', DeprecationWarning, stacklevel=1)
+    assert capsys.readouterr().err == 'warning: the text encoder does not know "dog"\n'
+    assert warnings.showwarning is before
