@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pixnerd_plugin.functional.blending import BLEND
 from pixnerd_plugin.models.heads.anywhere import knows_anywhere
 from pixnerd_plugin.sampling import FieldTrajectory, FlowSampler
 
@@ -176,6 +177,19 @@ def field_of(latent: dict[str, Any], picture: int | None = None) -> RecordedFiel
         'the LATENT is not as it was sampled (a node after PixNerd Sampler changed its pixels, or joined others to '
         f'it), so its field no longer fits: {CONNECT} directly, or through Latent From Batch.'
     )
+
+
+def changes_sampled(latent: dict[str, Any], blend: float) -> bool:
+    """Whether decoding with ``blend`` gives other pixels than the sampled ones, at the sampled size.
+
+    Where every pixel is half a base pixel from a border or more, a blend up to that changes nothing.
+    """
+    field = latent.get(FIELD)
+    if field is None:
+        return False
+    patch_size = field.model.model.diffusion_model.patch_size
+    native = field.noise.shape[2:] == tuple(count * patch_size for count in field.token_grid)
+    return not native or blend > BLEND
 
 
 def to_image(pixels: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from comfy_api.latest import io
 
 from pixnerd_plugin.functional.blending import BLEND
 
-from ..field import decode, field_of, to_image
+from ..field import changes_sampled, decode, field_of, to_image
 from ..guards import check_batch_index, check_region
 from ..schema import advanced, search_aliases
 from .size import MAX_SIDE
@@ -109,7 +109,8 @@ class PixNerdDecode(io.ComfyNode):
         right = region_x + region_width if region_width else size[1]
         region = (region_y, region_x, bottom, right)
         check_region(size, region)
-        if size == sampled and grain == 0:
+        is_asked = bool(width or height) and changes_sampled(latent, blend)
+        if size == sampled and grain == 0 and not is_asked:
             samples = latent['samples'] if picture is None else latent['samples'][picture : picture + 1]
             return io.NodeOutput(to_image(samples[:, :, region_y:bottom, region_x:right]))
 

@@ -186,6 +186,23 @@ class TestField:
         image = PixNerdDecode.execute(last, 192, 128, 0, 0, 0, 0, 0.0, 0, 0).args[0]
         torch.testing.assert_close(image, whole[2:], atol=1e-5, rtol=0)
 
+    def test_decode_joins_patches_at_the_sampled_size_too(self, model, conds):
+        fixed = PixNerdResolution.execute(model, 'fixed tokens', 64, 0).args[0]
+        fine, native = (sample(m, conds, (128, 192), record_field=True) for m in (fixed, model))
+
+        def decode(latent, width, blend):
+            return PixNerdDecode.execute(latent, width, 0, 0, 0, 0, 0, 0.0, 0, 0, -1, blend).args[0]
+
+        for latent in (fine, native):
+            sampled = ((latent['samples'] + 1) / 2).clamp(0, 1).movedim(1, -1)
+            # Without a size it is the samples, like VAE Decode.
+            assert torch.equal(decode(latent, 0, 1.0), sampled)
+            torch.testing.assert_close(decode(latent, 192, 0.0), sampled, atol=2e-2, rtol=0)
+            assert (decode(latent, 192, 1.0) - sampled).abs().max() > 0.05
+        # Here pixels are nearer to a border than half a base pixel.
+        assert (decode(fine, 192, 0.5) - decode(fine, 192, 0.0)).abs().max() > 0.05
+        assert torch.equal(decode(native, 192, 0.5), decode(native, 0, 0.5))
+
     def test_decode_chooses_a_picture(self, model, conds):
         latent = sample(model, conds, batch=3, record_field=True)
         for size in (0, 192):
