@@ -211,18 +211,23 @@ def index_format(folder: Path) -> Format:
         if not isinstance(tree, dict):
             return raw(tree)
         records, footer = tree.get('records'), tree.get('footer')
-        rows = [r for r in (records if isinstance(records, list) else []) if isinstance(r, list) and len(r) == 6]
-        encoded = b''.join(pack('LLLLQQ', *row) for row in rows)
-        if tree.get('crc') == 'true' and isinstance(footer, dict) and footer.get('records_crc32') == known:
-            footer = dict(footer, records_crc32=zlib.crc32(encoded).to_bytes(4, 'little').hex())
+        rows = [r for r in (records if isinstance(records, list) else []) if isinstance(r, list) and len(r) == 8]
+        encoded = b''.join(pack('LLLLQQ', *row[:6]) for row in rows)
+        shapes = b''.join(pack('HH', *row[6:]) for row in rows)
+        if tree.get('crc') == 'true' and isinstance(footer, dict):
+            if footer.get('records_crc32') == known['records_crc32']:
+                footer = dict(footer, records_crc32=zlib.crc32(encoded).to_bytes(4, 'little').hex())
+            if footer.get('shapes_crc32') == known['shapes_crc32']:
+                footer = dict(footer, shapes_crc32=zlib.crc32(shapes))
         text = raw(encode(footer))
         length = tree.get('length')
-        return encoded + text + pack('Q', len(text) if length is None else length) + raw(tree.get('magic'))
+        return encoded + shapes + text + pack('Q', len(text) if length is None else length) + raw(tree.get('magic'))
 
-    known = footer['records_crc32']
+    known = footer
 
     def load(path: Path) -> None:
         dataset = ShardDataset(str(folder), str(path), pipeline=[dict(type='LoadRGB')], max_damaged=1.0)
+        assert dataset.all_shapes().shape == (len(dataset), 2)
         for i in range(min(len(dataset), 4)):
             assert dataset[i]['img'].shape == (8, 8, 3)
 
