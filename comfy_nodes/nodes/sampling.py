@@ -189,6 +189,7 @@ class PixNerdSampler(io.ComfyNode):
                     io.Boolean.Input(
                         'planned',
                         default=False,
+                        optional=True,
                         tooltip='Take the times, and the steps to guide, that were chosen for this model and so many '
                         'steps (tools/analysis_tools/solver_error.py plan); the file must have them.',
                     )
