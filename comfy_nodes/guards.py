@@ -102,6 +102,11 @@ def check_sigmas(sigmas: Sequence[float]) -> None:
         raise ValueError('the sigmas rise on the way, and PixNerd Adams Solver goes from noise to picture only.')
 
 
+def check_interval(start: float, end: float) -> None:
+    if start > end:
+        raise ValueError(f'guidance_start is {start}, after guidance_end {end}: set it to {end} or less.')
+
+
 def check_shift(shift: float) -> float:
     """Return a shift of the time grid if it can be one."""
     if not 0 < shift < 1e6:

@@ -19,7 +19,7 @@ from pixnerd_plugin.sampling import AdamsFlowSampler, FlowSampler, MeanFlowSampl
 from pixnerd_plugin.sampling.plan import apply_plan
 
 from ..field import FIELD, RecordedField, Recorder, require_recordable
-from ..guards import check_shift
+from ..guards import check_interval, check_shift
 from ..model import require_pixnerd, with_options
 from ..network import OPTIONS
 from ..padding import grid_of, pad, padded_size
@@ -102,8 +102,7 @@ def _interval(own: bool = False) -> list[io.Float.Input]:
 
 
 def _guided_inside(model: Any, start: float, end: float) -> Any:
-    if start > end:
-        raise ValueError(f'guidance_start is {start}, after guidance_end {end}: set it to {end} or less.')
+    check_interval(start, end)
     model = model.clone()
     model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, INTERVAL, interval_wrapper(start, end))
     return model
@@ -224,6 +223,7 @@ class PixNerdSampler(io.ComfyNode):
         widgets = Settings(steps, cfg, order, shift, guidance_start, guidance_end)
         metadata = model.model.model_config.metadata
         settings = resolve(metadata, widgets)
+        check_interval(settings.start, settings.end)
         solver, sigmas = _solver(settings), published_sigmas(settings.steps, shift, denoise)
         if planned:
             solver = _planned(solver, metadata, denoise)
