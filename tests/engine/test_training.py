@@ -323,3 +323,21 @@ def test_what_has_no_classes_is_named(tmp_path):
         load_into(net, ROOT / 'tests/data/t2i_tiny.safetensors', new_classes=True)
     with pytest.raises(ValueError, match=r'c2i_tiny\.safetensors does not fit the backbone of the config'):
         load_into(net, ROOT / 'tests/data/c2i_tiny.safetensors', new_classes=True)
+
+
+def test_a_checkpoint_waits_for_the_end_of_an_accumulated_step(tmp_path):
+    options = dict(
+        optim_wrapper__accumulative_counts=2,
+        default_hooks__checkpoint=dict(interval=3, max_keep_ckpts=1, keep_every=3),
+        default_hooks__logger__interval=3,
+        train_cfg__max_iters=10,
+        param_scheduler__end=10,
+    )
+    whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+    train(whole, **options)
+    assert sorted(path.name for path in whole.glob('*.pth')) == ['iter_10.pth', 'iter_4.pth', 'iter_6.pth']
+    train(parts, **options, stop_at=5)
+    assert [path.name for path in parts.glob('*.pth')] == ['iter_4.pth']
+    train(parts, **options, resume=True)
+    assert_same_training_state(load(whole / 'iter_10.pth'), load(parts / 'iter_10.pth'))
+    assert logged(whole) == logged(parts)

@@ -85,9 +85,10 @@ class AtomicCheckpointHook(CheckpointHook):
     ``meta['pixnerd']`` is the model's description, for ``load_backbone`` and ``tools/sample.py``.
 
     Args:
-        interval: iterations (epochs with ``by_epoch``) between checkpoints.
+        interval: iterations (epochs with ``by_epoch``) between checkpoints. Where gradients accumulate, the end of the
+            optimiser's step is waited for: a checkpoint does not hold half of one.
         max_keep_ckpts: number of latest checkpoints to keep; -1 keeps all.
-        keep_every: also keep those whose iteration is a multiple of this; 0 for none.
+        keep_every: also keep those whose interval ends at a multiple of this; 0 for none.
         log_history: number of values of each logged scalar to keep, in memory and in the checkpoint.
         out_dir: folder to save below, in one named like the work folder; by default the work folder itself.
         save_optimizer, save_param_scheduler, save_last, save_begin, filename_tmpl, backend_args: as for mmengine's
@@ -137,6 +138,17 @@ class AtomicCheckpointHook(CheckpointHook):
         # Otherwise mmengine warns at every checkpoint that there is no scheduler to save.
         if runner.param_schedulers is None:
             self.save_param_scheduler = False
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        if self.by_epoch or not runner.optim_wrapper.should_update():
+            return
+        done, counts = runner.iter + 1, self._counts(runner)
+        since, step = done - self.save_begin, done % counts or counts  # iterations of the optimiser's step
+        due = self.interval > 0 and since >= 0 and since // self.interval > (since - step) // self.interval
+        if due or (self.save_last and self.is_last_train_iter(runner)):
+            runner.logger.info(f'Saving checkpoint at {done} iterations')
+            runner.call_hook('flush')
+            self._save_checkpoint(runner)
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         self._forget_old_scalars(runner.message_hub)
@@ -193,15 +205,20 @@ class AtomicCheckpointHook(CheckpointHook):
             return
         self.last_ckpt = path
         if is_main_process() and self.max_keep_ckpts > 0:
-            self._delete_old(step)
+            self._delete_old(step, self._counts(runner))
 
-    def _delete_old(self, newest: int) -> None:
+    @staticmethod
+    def _counts(runner: Any) -> int:
+        """Iterations of an optimiser's step."""
+        return getattr(runner.optim_wrapper, '_accumulative_counts', 1)
+
+    def _delete_old(self, newest: int, counts: int) -> None:
         pattern = re.compile(re.escape(self.filename_tmpl).replace(r'\{\}', r'(\d+)'))
         names = self.file_backend.list_dir_or_file(self.out_dir, list_dir=False)
         steps = sorted(int(match[1]) for name in names if (match := pattern.fullmatch(name)))
         # Later checkpoints belong to another run in this folder, and must not count.
         for step in [step for step in steps if step <= newest][: -self.max_keep_ckpts]:
-            if not (self.keep_every and step % self.keep_every == 0):
+            if not (self.keep_every and step % self.keep_every < counts):
                 self.file_backend.remove(self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(step)))
 
     def _forget_old_scalars(self, hub: Any) -> None:
