@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from mmengine.dataset import DefaultSampler
 from mmengine.dist import get_rank, get_world_size
 from mmengine.evaluator import BaseMetric
+from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import ValLoop
 from torch import Tensor
@@ -22,10 +25,11 @@ from pixnerd_plugin.registry import LOOPS, METRICS
 
 from .hooks import EMAHook
 from .optim import Bf16OptimWrapper
-from .workers import prepare_workers
+from .workers import BROKEN, prepare_workers, worker_died
 
 # Multiples of it, without their whole part, spread evenly over [0, 1) however many there are (Weyl, 1916).
 _GOLDEN = (5**0.5 - 1) / 2
+_MAX_WORKER_RESTARTS = 3
 
 
 @LOOPS.register_module()
@@ -44,10 +48,22 @@ class ValidationLoop(ValLoop):
         runner, dataloader, evaluator: as for mmengine's ``ValLoop``. The data's sampler must be mmengine's
             ``DefaultSampler`` with ``shuffle=False``.
         seed: seed of the first picture's noise.
+
+    Raises:
+        ValueError: if the sampler is another, or the held-out classes are not those of training.
     """
 
     def __init__(self, runner: Any, dataloader: Any, evaluator: Any, seed: int = 0):
         super().__init__(runner, dataloader, evaluator)
+        sampler = self.dataloader.sampler
+        # An endless one, as that of training, would never end the validation.
+        if not isinstance(sampler, DefaultSampler) or sampler.shuffle:
+            raise ValueError(
+                'validation needs each held-out picture once, in order, not from a '
+                f'{"shuffling " if getattr(sampler, "shuffle", False) else ""}{type(sampler).__name__}; set '
+                "val_dataloader.sampler=dict(type='DefaultSampler', shuffle=False)"
+            )
+        _check_classes(runner.train_dataloader, self.dataloader)
         prepare_workers(self.dataloader)
         self.seed = seed
         for metric in self.evaluator.metrics:
@@ -72,7 +88,7 @@ class ValidationLoop(ValLoop):
             for gpu in gpus:
                 torch.cuda.default_generators[gpu.index].manual_seed(self.seed)
             seen = 0
-            for batch in self.dataloader:
+            for batch in self._batches():
                 # DefaultSampler deals the pictures to the ranks in turn.
                 count = len(batch['inputs'])
                 numbers = [(seen + i) * get_world_size() + get_rank() for i in range(count)]
@@ -85,6 +101,29 @@ class ValidationLoop(ValLoop):
         runner.call_hook('after_val_epoch', metrics=metrics)
         runner.call_hook('after_val')
         return metrics
+
+    def _batches(self) -> Iterator[Any]:
+        """The held-out batches; data workers that die are started again, at the batch that was due."""
+        done = died = 0
+        while died <= _MAX_WORKER_RESTARTS:
+            # With persistent workers the loader would hand out its old iterator, of dead workers, again.
+            self.dataloader._iterator = None if died else self.dataloader._iterator
+            batches = iter(self.dataloader)
+            try:
+                for number, batch in enumerate(batches):
+                    if number == done:
+                        yield batch
+                        done, died = done + 1, 0
+                return
+            except BROKEN as error:
+                if not worker_died(batches, error):
+                    raise
+                died += 1
+                print_log(f'DATA WORKER DIED in validation: {error or type(error).__name__}', 'current', logging.ERROR)
+        raise ValueError(
+            f'data workers of the validation died {died} times in a row; when memory is short, lower '
+            'val_dataloader.num_workers or batch_size'
+        )
 
     def _measure(self, model: Any, data: Any, numbers: Sequence[int]) -> list[dict[str, Any]]:
         """What the metrics get of a batch, a dict for each picture."""
@@ -149,6 +188,19 @@ def times(loss: Any, numbers: Sequence[int]) -> Tensor:
     quantiles = torch.tensor([(0.5 + number * _GOLDEN) % 1 for number in numbers], dtype=torch.float64)
     logits = getattr(loss, 'time_mean', 0.0) + getattr(loss, 'time_std', 1.0) * torch.special.ndtri(quantiles)
     return shift_time(logits.sigmoid(), getattr(loss, 'timeshift', 1.0)).float()
+
+
+def _check_classes(training: Any, held_out: Any) -> None:
+    own, other = (
+        (getattr(getattr(loader, 'dataset', None), 'metainfo', None) or {}).get('classes')
+        for loader in (training, held_out)
+    )
+    if own is not None and other is not None and list(own) != list(other):
+        named = ', '.join(sorted(set(map(str, own)) ^ set(map(str, other)))[:5]) or 'their order'
+        raise ValueError(
+            f'the classes of val_dataloader are not those of train_dataloader ({named}), so their labels would mean '
+            'others; give both folders the same sub-folders, which may be empty'
+        )
 
 
 def _mean(values: list[float]) -> float:

@@ -7,10 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
 from pixnerd_plugin.engine.config import load_config
+from pixnerd_plugin.engine.hooks import BestCheckpointHook
 from pixnerd_plugin.engine.logs import read_scalars
-from pixnerd_plugin.engine.validation import LossByTime, times
+from pixnerd_plugin.engine.validation import LossByTime, ValidationLoop, times
 from pixnerd_plugin.evaluation import FeatureExtractor, Features, FrechetDistance
 from pixnerd_plugin.evaluation.metrics import Statistics, frechet_distance
 from pixnerd_plugin.models.frozen import FrozenModel
@@ -196,3 +198,71 @@ def test_a_full_disk_does_not_end_the_run(tmp_path, caplog):
     )  # fmt: skip
     hook.after_val_epoch(runner, dict(loss_flow=1.0))
     assert 'CHECKPOINT NOT SAVED: best.pth' in caplog.text
+
+
+@pytest.mark.parametrize('sampler', [dict(type='ResumableSampler'), dict(type='DefaultSampler', shuffle=True)])
+def test_a_sampler_that_never_ends_or_shuffles_is_refused(tmp_path, sampler):
+    options = HELD_OUT | dict(val_dataloader=HELD_OUT['val_dataloader'] | dict(sampler=sampler))
+    with pytest.raises(ValueError, match=rf'{sampler["type"]}; set val_dataloader.sampler=dict'):
+        train(tmp_path, **options)
+
+
+def test_classes_other_than_those_of_training_are_refused(tmp_path):
+    for name in ('train/ant', 'train/bee', 'val/bee'):
+        (tmp_path / name).mkdir(parents=True)
+        Image.new('RGB', (16, 16)).save(tmp_path / name / 'a.png')
+    pictures = dict(type='ImageFolder', pipeline=[dict(type='LoadRGB'), dict(type='PackInputs')])
+    options = HELD_OUT | dict(
+        train_dataloader__dataset=pictures | dict(_delete_=True, data_root=str(tmp_path / 'train')),
+        val_dataloader=HELD_OUT['val_dataloader'] | dict(dataset=pictures | dict(data_root=str(tmp_path / 'val'))),
+        val_evaluator=[dict(type='LossByTime')],
+    )
+    with pytest.raises(ValueError, match=r'classes of val_dataloader are not those of train_dataloader \(ant\)'):
+        train(tmp_path / 'work', **options)
+    (tmp_path / 'val/ant').mkdir()
+    train(tmp_path / 'work', **options, train_cfg__max_iters=1)
+
+
+class Dying:
+    """A loader of ten batches, whose worker dies before the fifth, so many times."""
+
+    num_workers, _iterator = 1, None
+
+    def __init__(self, times):
+        self.times = times
+
+    def __iter__(self):
+        if self._iterator is None:  # as with persistent workers
+            self._iterator = self.batches()
+        return self._iterator
+
+    def batches(self):
+        for number in range(10):
+            if number == 4 and self.times:
+                self.times -= 1
+                raise RuntimeError('DataLoader worker (pid 1) is killed by signal: Killed.')
+            yield number
+
+
+def test_workers_of_a_validation_that_die_are_replaced(capsys):
+    loop = SimpleNamespace(dataloader=Dying(times=3))
+    assert list(ValidationLoop._batches(loop)) == list(range(10))
+    assert capsys.readouterr().out.count('DATA WORKER DIED in validation') == 3
+    loop = SimpleNamespace(dataloader=Dying(times=4))
+    with pytest.raises(ValueError, match=r'died 4 times in a row.*val_dataloader.num_workers'):
+        list(ValidationLoop._batches(loop))
+
+
+def test_what_is_not_finite_is_never_the_best(tmp_path):
+    hub = SimpleNamespace(runtime_info={}, get_info=lambda key: hub.runtime_info[key])
+    hub.update_info = hub.runtime_info.__setitem__
+    saved = []
+    runner = SimpleNamespace(
+        message_hub=hub, hooks=[], work_dir=str(tmp_path), iter=1, epoch=0, logger=logging.getLogger('test')
+    )
+    runner.save_checkpoint = lambda *args, **kwargs: saved.append(hub.runtime_info.copy())
+    hook = BestCheckpointHook()
+    for value in (float('nan'), 2.0, float('nan'), 1.0):
+        hook.after_val_epoch(runner, dict(loss_flow=value))
+    assert len(saved) == 2
+    assert hub.runtime_info == dict(best_loss_flow=1.0)

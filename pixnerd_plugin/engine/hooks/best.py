@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,6 +43,8 @@ class BestCheckpointHook(Hook):
         value, key = known[self.save_best], f'best_{self.save_best}'
         hub = runner.message_hub
         best = hub.get_info(key) if key in hub.runtime_info else None
+        if not math.isfinite(value):  # nothing would ever be less, or greater
+            return
         if best is not None and not (value < best if self.rule == 'less' else value > best):
             return
         # Its folder, which need not be the work folder.
