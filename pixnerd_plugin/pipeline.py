@@ -294,7 +294,8 @@ def load_pipeline(
         if text_encoder is not None:
             raise ValueError(f'{path} draws classes and takes no text_encoder')
         conditioner = LabelConditioner(architecture['num_classes'], class_names or metadata.get('class_names'))
-    sampler = build_part(metadata.get('sampling') or default_sampling(architecture), 'sampler')
+    with naming(f'{path}: its sampler'):
+        sampler = build_part(metadata.get('sampling') or default_sampling(architecture), 'sampler')
     published = (_PATCHES_OF_TEXT if is_text else _PATCHES_OF_CLASSES) * architecture['patch_size']
     side = metadata.get('resolution') or published
     net = checkpoint.load()

@@ -143,6 +143,7 @@ _RULES = dict(
     sampling=DESCRIPTION,
     plans=sequence(
         table(
+            ('type', 'order', 'guidance_scale', 'guidance_interval', 'times'),
             type=text(100),
             order=integer(1, 4),
             guidance_scale=number(-1000.0, 1000.0),

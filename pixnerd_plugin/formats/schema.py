@@ -77,13 +77,14 @@ def texts(count: int, length: int) -> Rule:
     return Rule(f'a list of at most {count} texts, of {length} characters in all', accepts)
 
 
-def table(**rules: Rule) -> Rule:
-    """A dict with these entries and no others, each under its rule."""
+def table(needed: tuple[str, ...] = (), /, **rules: Rule) -> Rule:
+    """A dict with these entries and no others, each under its rule, and none of ``needed`` missing."""
 
     def accepts(value: Any) -> bool:
         return (
             type(value) is dict
             and value.keys() <= rules.keys()
+            and value.keys() >= set(needed)
             and all(rules[name].accepts(item) for name, item in value.items())
         )
 

@@ -161,6 +161,8 @@ def apply_plan(sampler: FlowSampler, plans: Sequence[dict[str, Any]]) -> FlowSam
     """
     if 'guidance' in sampler.config():
         raise ValueError('its plans are for classifier-free guidance; leave the other guidance out')
+    if not sampler.deterministic:
+        raise ValueError('its plans are for solvers without noise of their own; take another one than the SDE')
     own = (type(sampler).__name__, sampler.order, sampler.guidance_scale)
     fitting = [plan for plan in plans if (plan['type'], plan['order'], plan['guidance_scale']) == own]
     for plan in fitting:

@@ -8,6 +8,7 @@ import torch
 
 from pixnerd_plugin import load_pipeline
 from pixnerd_plugin.checkpoints.convert import convert
+from pixnerd_plugin.checkpoints.metadata import check_metadata
 from pixnerd_plugin.registry import MODELS
 from pixnerd_plugin.sampling import AdamsFlowSampler, EulerFlowSampler
 from pixnerd_plugin.sampling.plan import Choice, Path, apply_plan, descend, follow
@@ -100,6 +101,24 @@ def test_a_plan_is_for_its_solver_steps_and_guidance():
     for other in (sampler.replace(num_steps=4), sampler.replace(order=1), sampler.replace(guidance_scale=3.0)):
         with pytest.raises(ValueError, match=r'no plan of \d steps of AdamsFlowSampler'):
             apply_plan(other, [PLAN])
+
+
+@pytest.mark.parametrize('name', ['type', 'order', 'guidance_scale', 'guidance_interval', 'times'])
+def test_a_file_whose_plan_lacks_an_entry_is_refused(name):
+    assert check_metadata(dict(plans=[PLAN])) == dict(plans=[PLAN])
+    with pytest.raises(ValueError, match=r'its metadata: plans=.* must be'):
+        check_metadata(dict(plans=[{key: value for key, value in PLAN.items() if key != name}]))
+
+
+def test_times_that_do_not_rise_are_named_and_not_listed():
+    with pytest.raises(ValueError, match=r'^times must rise from 0 to 1, and 0\.5 follows 0\.5$'):
+        EulerFlowSampler(times=[0.0, *[0.5] * 999, 1.0])
+
+
+def test_a_plan_is_for_the_path_and_not_for_a_solver_that_draws_noise():
+    sampler = EulerFlowSampler(3, guidance_scale=2.0, stochastic=True)
+    with pytest.raises(ValueError, match='without noise of their own'):
+        apply_plan(sampler, [{**PLAN, 'type': 'EulerFlowSampler', 'order': 1}])
 
 
 def test_a_plan_is_for_classifier_free_guidance():
