@@ -174,7 +174,8 @@ class AdaptiveProjectedGuidance(Guidance):
         image = x + (1 - t) * cond
         along = run.number(lambda: _dot(difference, image) / _dot(image, image).clamp(min=1e-24))
         difference = difference + (self.eta - 1) * along * image
-        return cond + (scale - 1) / (1 - t) * difference
+        # At t = 1, which Heun's last evaluation asks for, the estimate is x itself and leaves nothing to guide.
+        return cond + (scale - 1) / ((1 - t) or 1.0) * difference
 
 
 class GuidedVelocity:

@@ -96,9 +96,12 @@ class FlowSampler:
     ):
         if times is not None:
             num_steps = len(times) - 1
-            if num_steps < 1 or (times[0], times[-1]) != (0, 1) or any(r <= t for t, r in pairwise(times)):
-                raise ValueError(f'times={list(times)} must rise from 0 to 1')
-        part: Any = build(MODELS, dict(type='ClassifierFreeGuidance') if guidance is None else guidance)
+            if num_steps < 1 or (times[0], times[-1]) != (0, 1):
+                ends = f'from {times[0]:g} to {times[-1]:g}' if len(times) else 'empty'
+                raise ValueError(f'times must rise from 0 to 1, and they are {ends}')
+            if falls := [(t, r) for t, r in pairwise(times) if r <= t]:
+                raise ValueError(f'times must rise from 0 to 1, and {falls[0][1]:g} follows {falls[0][0]:g}')
+        part = _guidance(guidance)
         guidance_scale = guidance_scale if part.scale is None else part.scale
         guidance_interval = guidance_interval if part.interval is None else part.interval
         if num_steps < 1:
@@ -153,7 +156,9 @@ class FlowSampler:
             known = [name for name, part in MODELS.module_dict.items() if getattr(part, 'role', '') == 'sampler']
             raise ValueError(f'sampler {type!r} is not known; use one of {", ".join(sorted(known))}')
         known = [*sampler.stored, *sampler.parts]
-        kept = {name: getattr(self, name) for name in (*self.stored, *self.parts) if name in known}
+        # All samplers have these, also one that takes no guidance because its network has learned it.
+        own = {**FlowSampler.stored, **FlowSampler.parts, **self.stored, **self.parts}
+        kept = {name: getattr(self, name) for name in own if name in known}
         if not self.has_own_times or 'num_steps' in settings or 'timeshift' in settings:
             kept.pop('times', None)
         if unknown := [name for name in settings if name not in known]:
@@ -284,6 +289,25 @@ class FlowSampler:
         return result[0] if len(result) == 1 else tuple(result)
 
 
+def _guidance(guidance: Guidance | Mapping[str, Any] | None) -> Any:
+    """The guidance that a user gave, built; errors as in :class:`FlowSampler`."""
+    if guidance is None:
+        return ClassifierFreeGuidance()
+    if isinstance(guidance, Mapping):
+        kind = guidance.get('type')
+        found = MODELS.get(kind) if isinstance(kind, str) else kind
+        if getattr(found, 'role', None) != 'guidance':
+            known = [name for name, part in MODELS.module_dict.items() if getattr(part, 'role', '') == 'guidance']
+            raise ValueError(f'guidance of type {kind!r} is not known; use one of {", ".join(sorted(known))}')
+        try:
+            return build(MODELS, dict(guidance))
+        except TypeError as error:
+            raise ValueError(f'guidance: {error}') from None
+    if getattr(guidance, 'role', None) != 'guidance':
+        raise ValueError(f"guidance={guidance!r} must be a table such as dict(type='CFGZeroStar')")
+    return guidance
+
+
 @MODELS.register_module()
 class EulerFlowSampler(FlowSampler):
     """Euler's method; with ``stochastic=True`` the SDE of the same marginals.
@@ -317,6 +341,8 @@ class HeunFlowSampler(FlowSampler):
 
     def step(self, index: int, x: Tensor, history: Sequence[Tensor], velocity: Velocity, draw: Draw) -> Tensor:
         euler = super().step(index, x, history, velocity, draw)
+        if index < self.guidance.zero_steps and self.guidance_scale != 1:
+            return euler
         if index == self.num_steps - 1 and getattr(velocity, 'prediction', 'velocity') == 'image':
             return euler
         end = velocity(euler, self.times[index + 1])

@@ -139,8 +139,35 @@ def test_a_field_file_with_other_numbers_than_its_guidance_takes_is_refused(tmp_
         FieldTrajectory.load(path)
 
 
-def test_the_first_steps_stand_still(net):
-    sampler = EulerFlowSampler(4, 3.0, (0.0, 1.0), guidance=dict(type='CFGZeroStar', zero_steps=2))
+@pytest.mark.parametrize('kind', [APG, dict(type='CFGZeroStar')])
+def test_an_interval_may_hold_the_end_of_the_path(net, kind):
+    # Heun's last evaluation is there, where an image estimate is the picture itself.
+    sampler = HeunFlowSampler(3, 3.0, (-1.0, 2.0), guidance=kind)
+    image, field = sampler.sample(net, noise(), COND, NULL, record_field=True, field_dtype=torch.float32)
+    assert image.isfinite().all()
+    assert relative_error(field.decode(), image) < 1e-5
+    null, cond, x = velocities()
+    assert torch.equal(AdaptiveProjectedGuidance(0.3).combine(null, cond, x, 1.0, 3.0, Run()), cond)
+
+
+@pytest.mark.parametrize(
+    ('wrong', 'message'),
+    [
+        (dict(type='APG'), "type 'APG' is not known; use one of AdaptiveProjectedGuidance, "),
+        (dict(type='EulerFlowSampler'), "type 'EulerFlowSampler' is not known"),
+        (dict(zero_steps=1), 'type None is not known'),
+        (dict(type='CFGZeroStar', steps=1), "guidance: .*unexpected keyword argument 'steps'"),
+        ('CFGZeroStar', r"guidance='CFGZeroStar' must be a table such as dict\(type='CFGZeroStar'\)"),
+    ],
+)
+def test_what_is_no_guidance_is_refused_in_one_line(wrong, message):
+    with pytest.raises(ValueError, match=f'^.*{message}.*$'):
+        AdamsFlowSampler(4).replace(guidance=wrong)
+
+
+@pytest.mark.parametrize('solver', [EulerFlowSampler, HeunFlowSampler])
+def test_the_first_steps_stand_still(net, solver):
+    sampler = solver(4, 3.0, (0.0, 1.0), guidance=dict(type='CFGZeroStar', zero_steps=2))
     _, trajectory = sampler.sample(net, noise(), COND, NULL, return_trajectory=True)
     assert torch.equal(trajectory[2], trajectory[0])
     assert not torch.equal(trajectory[3], trajectory[2])

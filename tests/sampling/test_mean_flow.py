@@ -83,3 +83,12 @@ def test_other_samplers_follow_its_velocity():
     image = AdamsFlowSampler(1, guidance_scale=1).sample(net, noise, cond)
     with torch.no_grad():
         torch.testing.assert_close(image, noise + net(noise, torch.zeros(1), cond))
+
+
+@pytest.mark.parametrize('kind', ['EulerFlowSampler', 'HeunFlowSampler', 'AdamsFlowSampler'])
+def test_another_sampler_in_its_place_guides_no_further(kind):
+    # The guidance is learned; a default of 3.5 would come on top.
+    other = MeanFlowSampler(2).replace(type=kind)
+    assert other.guidance_scale == 1.0
+    assert other.replace(guidance_scale=2.0).guidance_scale == 2.0
+    assert 'times' not in MeanFlowSampler(2).replace(type=kind, num_steps=8).config()
