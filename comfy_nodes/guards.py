@@ -103,6 +103,7 @@ def check_sigmas(sigmas: Sequence[float]) -> None:
 
 
 def check_interval(start: float, end: float) -> None:
+    """Check the ends of the guidance interval, in t."""
     if start > end:
         raise ValueError(f'guidance_start is {start}, after guidance_end {end}: set it to {end} or less.')
 
