@@ -105,6 +105,19 @@ def test_it_trains_between_base_pixels_too(net):
     assert relative_error(net.decode(s, x, (2, 3), (own, own)), net.decode(s, x, (2, 3))) < 1e-5
 
 
+def test_it_trains_between_base_pixels_under_autocast(net):
+    torch.manual_seed(0)
+    loss = FlowMatchREPALoss(align_layer=1, dim=32, projector_dim=8, teacher_dim=4, max_density=2, overlap=1.0)
+    given = dict(noise=torch.randn(2, 3, 8, 12), t=torch.tensor([0.3, 0.8]), drop_mask=torch.zeros(2, dtype=torch.bool))
+    images = torch.randn(2, 3, 16, 24)
+    each = []
+    for enabled in (False, True):
+        torch.manual_seed(1)
+        with torch.autocast('cpu', torch.bfloat16, enabled=enabled):
+            each.append(loss(net, images, COND, NULL, **given)['loss_flow'])
+    torch.testing.assert_close(each[1], each[0], rtol=0.03, atol=0.0)
+
+
 def test_what_does_not_fit_is_named(net):
     _, field = record(net)
     with pytest.raises(ValueError, match="DeCoHead knows alignment='centers' alone, not 'corners'"):

@@ -237,5 +237,6 @@ class _Between(NamedTuple):
     def values(self, base: Tensor, axis: int, wrap: int | None = None) -> Tensor:
         """``base``, interpolated along an axis; with ``wrap`` it repeats after so many base pixels."""
         low, high = (self.low, self.high) if wrap is None else (self.low % wrap, self.high % wrap)
-        share = self.share.view(-1, *[1] * (base.ndim - axis - 1))
+        # Under autocast, conditions are in half precision beside pixels in float32.
+        share = self.share.to(base.dtype).view(-1, *[1] * (base.ndim - axis - 1))
         return torch.lerp(base.index_select(axis, low), base.index_select(axis, high), share)
