@@ -53,6 +53,12 @@ def test_it_is_a_term_like_any_other_and_told_by_picture():
     assert net.head.generator.weight.grad.any()
 
 
+@pytest.mark.parametrize('setting', [dict(max_density=2), dict(overlap=1.0)])
+def test_it_does_not_go_with_pixels_of_finer_pictures(setting):
+    with pytest.raises(ValueError, match='PerceptualLoss compares whole pictures, and max_density='):
+        FlowMatchREPALoss(terms=[PerceptualLoss(EXTRACTOR)], **setting)
+
+
 def test_the_classifier_of_a_study_serves_as_extractor(tmp_path):
     from pixnerd_plugin.evaluation.classifier import SmallConvNet, save_classifier
 

@@ -107,6 +107,13 @@ class FlowMatchREPALoss(nn.Module):
             nn.Linear(projector_dim, teacher_dim),
         )
         self.terms = nn.ModuleList(build(MODELS, term) for term in terms)
+        if (max_density > 1 or overlap > 0) and (
+            whole := [term for term in self.terms if getattr(term, 'needs_base_pixels', False)]
+        ):
+            raise ValueError(
+                f'{type(whole[0]).__name__} compares whole pictures, and max_density={max_density}, overlap={overlap} '
+                'draw single pixels of finer ones; set max_density=1 and overlap=0, or leave the term out'
+            )
         # In a tuple, so that nn.Module does not register a teacher that is a module.
         self._teacher = (build(MODELS, teacher),)
         self.per_image: dict[str, Tensor] = {}

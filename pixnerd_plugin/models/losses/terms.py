@@ -21,6 +21,8 @@ class LossTerm(nn.Module, ABC):
     """
 
     name: ClassVar[str]
+    needs_base_pixels: ClassVar[bool] = False
+    """Whether the pixels must be those of a picture, evenly spaced, and not drawn from a finer one."""
 
     def __init__(self, weight: float = 1.0):
         super().__init__()
@@ -81,6 +83,7 @@ class PerceptualLoss(LossTerm):
     """
 
     name = 'perceptual'
+    needs_base_pixels = True
 
     def __init__(self, extractor: Callable[[Tensor], Tensor] | dict[str, Any], weight: float = 1.0, t_min: float = 0.5):
         super().__init__(weight)
