@@ -102,8 +102,10 @@ def draw(pipe, what: str, negative: str, size: tuple[int, int], steps: int, orde
     from pixnerd_plugin.functional.noise import draw_noise, image_generators
     from pixnerd_plugin.images import to_uint8
 
-    settings = dict(num_steps=steps, order=order, guidance_scale=guidance)
-    sampler = pipe.sampler.replace(type='AdamsFlowSampler', **settings)
+    if is_guided(pipe):
+        sampler = pipe.sampler.replace('AdamsFlowSampler', num_steps=steps, order=order, guidance_scale=guidance)
+    else:
+        sampler = pipe.sampler.replace(num_steps=steps)
     pipe.check([what], [seed], size)
     frames = [to_uint8(draw_noise(image_generators([seed]), (pipe.net.in_channels, *size)))[0]]
 
@@ -115,6 +117,11 @@ def draw(pipe, what: str, negative: str, size: tuple[int, int], steps: int, orde
         [what], [seed], size, sampler=sampler, negative_prompt=negative, record_field=True, callback=after
     )
     return to_uint8(image)[0], animation(frames), field
+
+
+def is_guided(pipe) -> bool:
+    """Whether the file's solver takes a guidance scale; one of mean velocities does not, and no other does its steps."""
+    return 'guidance_scale' in pipe.sampler.stored
 
 
 def zoom(field, factor: float, center: tuple[float, float], grain: float, blend: float):
@@ -219,8 +226,9 @@ def build_app(pipe, max_side: int = 1024, max_steps: int = 100, keep: int = 30):
                     height = gr.Number(rows, label='height', **side)
                     width = gr.Number(columns, label='width', **side)
                 steps = gr.Slider(1, max_steps, min(max_steps, pipe.sampler.num_steps), step=1, label='steps')
-                order = gr.Slider(1, 4, pipe.sampler.order, step=1, label='order of the solver (1: Euler)')
-                guidance = gr.Slider(1, 10, pipe.sampler.guidance_scale, step=0.1, label='guidance')
+                own = dict(visible=is_guided(pipe))
+                order = gr.Slider(1, 4, pipe.sampler.order, step=1, label='order of the solver (1: Euler)', **own)
+                guidance = gr.Slider(1, 10, pipe.sampler.guidance_scale, step=0.1, label='guidance', **own)
                 seed = gr.Number(0, label='seed', precision=0, minimum=0, maximum=2**53)
                 with gr.Row():
                     button = gr.Button('Draw', variant='primary')

@@ -101,7 +101,7 @@ def check_table(what: str, table: Any, rules: Mapping[str, Rule]) -> None:
         raise ValueError(f'{what} is {shown(table)}, and must be a table')
     for name, value in table.items():
         if type(name) is not str or name not in rules:
-            raise ValueError(f'{what} has an entry {shown(name)}; known are {", ".join(rules)}')
+            raise ValueError(f'{what} has an entry {shown(name)}; known are {", ".join(rules) or "none"}')
         rules[name].check(f'{what}: {name}', value)
 
 

@@ -50,6 +50,21 @@ def test_drawing_gives_picture_animation_and_field(pipe):
     assert field.size == (8, 12)
 
 
+def test_a_network_of_mean_velocities_takes_its_own_steps(tmp_path):
+    torch.manual_seed(0)
+    head = dict(type='NeuralFieldHead', width=4, depth=1, alignment='centers')
+    sizes = dict(dim=16, depth=1, num_heads=2, patch_size=4, num_classes=3)
+    net = MODELS.build(dict(type='PixNerdDiT', **sizes, step_end=True, head=head))
+    torch.nn.init.normal_(net.head.proj.weight)
+    torch.nn.init.normal_(net.step_embed.fc2.weight)
+    meta = dict(architecture=net.architecture(), resolution=8)
+    save_file(net.state_dict(), tmp_path / 'net.safetensors', {'pixnerd': json.dumps(meta)})
+    pipe = load_pipeline(tmp_path / 'net.safetensors', device='cpu')
+    picture, _, field = DEMO['draw'](pipe, '1', '', (8, 8), 1, 2, 4.0, 5)
+    assert field.sampler.config()['type'] == 'MeanFlowSampler'
+    assert (picture == np.asarray(pipe([1], seeds=5, num_steps=1)[0])).all()
+
+
 def test_zooming_decodes_a_window_of_constant_size(pipe):
     *_, field = DEMO['draw'](pipe, '1', '', (8, 8), 2, 1, 1.0, 0)
     whole = DEMO['zoom'](field, 1, (0.5, 0.5), 0, 0.5)
