@@ -120,7 +120,7 @@ def draw(pipe, what: str, negative: str, size: tuple[int, int], steps: int, orde
 
 
 def is_guided(pipe) -> bool:
-    """Whether the file's solver takes a guidance scale; one of mean velocities does not, and no other does its steps."""
+    """Whether the file's solver takes a guidance scale; that of mean velocities does not."""
     return 'guidance_scale' in pipe.sampler.stored
 
 
