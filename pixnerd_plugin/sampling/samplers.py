@@ -99,7 +99,7 @@ class FlowSampler:
             if num_steps < 1 or (times[0], times[-1]) != (0, 1):
                 ends = f'from {times[0]:g} to {times[-1]:g}' if len(times) else 'empty'
                 raise ValueError(f'times must rise from 0 to 1, and they are {ends}')
-            if falls := [(t, r) for t, r in pairwise(times) if r <= t]:
+            if falls := [(t, r) for t, r in pairwise(times) if not r > t]:
                 raise ValueError(f'times must rise from 0 to 1, and {falls[0][1]:g} follows {falls[0][0]:g}')
         part = _guidance(guidance)
         guidance_scale = guidance_scale if part.scale is None else part.scale

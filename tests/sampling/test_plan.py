@@ -88,7 +88,7 @@ def test_a_sampler_may_have_times_of_its_own():
     assert sampler.replace(guidance_scale=2.0).times == times
     assert sampler.replace(num_steps=2, timeshift=1.0).times == [0, 0.5, 1]
     assert 'times' not in AdamsFlowSampler().config()
-    for wrong in ([0.0, 0.5], [0.0, 0.5, 0.5, 1.0], [0.1, 1.0], [0.0]):
+    for wrong in ([0.0, 0.5], [0.0, 0.5, 0.5, 1.0], [0.0, float('nan'), 1.0], [0.1, 1.0], [0.0], []):
         with pytest.raises(ValueError, match='must rise from 0 to 1'):
             AdamsFlowSampler(times=wrong)
 
