@@ -50,7 +50,7 @@ def train(work_dir: Path, resume: bool = False, stop_at: int | None = None, **op
     # mmengine keeps one logger, message hub and visualizer a name, and the time in it has whole seconds.
     config.experiment_name = f'test_{next(_runs)}'
     if resume:
-        config.resume, config.load_from = True, str(find_checkpoint(work_dir))
+        config.resume, config.load_from = True, options.get('load_from') or str(find_checkpoint(work_dir))
     # mmengine names the log of a start by the second.
     while (work_dir / time.strftime('%Y%m%d_%H%M%S')).exists():
         time.sleep(0.02)

@@ -79,7 +79,7 @@ def main(args: argparse.Namespace) -> int:
     # A config may say resume=True, and from where, as --resume does.
     checkpoint = args.resume or (config.get('resume') and config.get('load_from'))
     if checkpoint or config.get('resume') or restarted:
-        set_resume(config, checkpoint or 'auto', args.force, args.reset_schedule)
+        set_resume(config, checkpoint or 'auto', args.force, args.reset_schedule, restarted)
     elif args.reset_schedule:
         raise ValueError('--reset-schedule is for a run that goes on; give it together with --resume')
     elif not args.dry_run:

@@ -25,7 +25,9 @@ _PARTS = ('meta', 'state_dict', 'message_hub', 'optimizer')
 _MAX_POINTER = 2**12
 
 
-def set_resume(config: Any, checkpoint: str, force: bool = False, reset_schedule: bool = False) -> None:
+def set_resume(
+    config: Any, checkpoint: str, force: bool = False, reset_schedule: bool = False, restarted: bool = False
+) -> None:
     """Make ``config`` resume from ``checkpoint``; ``'auto'`` means the last one in its work folder, if there is one.
 
     Rank 0 looks for the checkpoint, and all processes use its result, or raise its error.
@@ -35,14 +37,18 @@ def set_resume(config: Any, checkpoint: str, force: bool = False, reset_schedule
         checkpoint: a file, or ``'auto'``.
         force: resume even if config, versions or data have changed.
         reset_schedule: take the optimiser's settings, the schedule and the length from the config.
+        restarted: the launcher starts a run again, which may have saved since it resumed from ``checkpoint``.
 
     Raises:
         FileNotFoundError: if the file does not exist.
         ValueError: if it, or every checkpoint in the folder, is damaged, or it is no state of a training.
     """
-    found = _on_main_process(
-        lambda: find_checkpoint(config.work_dir) if checkpoint == 'auto' else require_checkpoint(checkpoint)
-    )
+
+    def find() -> Path | None:
+        last = find_checkpoint(config.work_dir) if restarted or checkpoint == 'auto' else None
+        return require_checkpoint(checkpoint) if last is None and checkpoint != 'auto' else last
+
+    found = _on_main_process(find)
     if found is not None:
         config.resume, config.load_from = True, str(found)
         config.resume_anyway, config.reset_schedule = force, reset_schedule
@@ -183,7 +189,7 @@ def _candidates(work_dir: str | Path) -> list[Path]:
     # Later checkpoints belong to another run in this folder.
     last = _step(Path(named).name)
     if last >= 0:
-        found = [path for path in found if _step(path.name) <= last]
+        found = [path for path in found if _step(path.name) <= last] or found
     return sorted(found, key=lambda path: _step(path.name), reverse=True)
 
 

@@ -229,3 +229,21 @@ def test_what_only_has_the_name_of_a_checkpoint_is_passed_over(work_dir):
 def test_a_pointer_that_names_nothing_is_as_if_there_was_none(work_dir, content):
     (work_dir / 'last_checkpoint').write_bytes(content)
     assert find_checkpoint(work_dir) == work_dir / 'iter_10.pth'
+
+
+def test_a_run_that_is_started_again_goes_on_from_what_it_has_saved_since(tmp_path, work_dir):
+    """Not from the file that it was resumed from at first, unless it has saved nothing yet."""
+    before = work_dir / 'iter_2.pth'
+    config = Config(dict(work_dir=str(tmp_path / 'new')))
+    set_resume(config, str(before), restarted=True)
+    assert config.load_from == str(before)
+    config.work_dir = str(work_dir)
+    set_resume(config, str(before), restarted=True)
+    assert config.load_from.endswith('iter_4.pth')
+
+
+def test_only_later_checkpoints_than_the_pointer_names_are_still_a_run(work_dir):
+    (work_dir / 'last_checkpoint').write_text('iter_1.pth')
+    with pytest.raises(ValueError, match='holds a run already'):
+        require_fresh(work_dir)
+    assert find_checkpoint(work_dir).name == 'iter_10.pth'

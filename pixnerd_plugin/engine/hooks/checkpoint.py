@@ -135,6 +135,9 @@ class AtomicCheckpointHook(CheckpointHook):
         runner.logger.info(f'Checkpoints will be saved to {self.out_dir}.')
         if is_main_process() and os.path.isdir(self.out_dir):
             remove_leftovers(self.out_dir)
+            # Gone back to an earlier one, the run is this one from now on, also if it is killed before it saves.
+            if runner._resume and Path(runner._load_from).resolve().parent == Path(self.out_dir).resolve():
+                self._point_to(runner, runner._load_from)
         # Otherwise mmengine warns at every checkpoint that there is no scheduler to save.
         if runner.param_schedulers is None:
             self.save_param_scheduler = False
@@ -197,7 +200,7 @@ class AtomicCheckpointHook(CheckpointHook):
             with busy(), streamed() if self.backend_args == dict(backend=BACKEND) else _no_file_client():
                 self._call_runner(runner, name, meta)
             if is_main_process():
-                self.file_backend.put_text(path, self.file_backend.join_path(runner.work_dir, 'last_checkpoint'))
+                self._point_to(runner, path)
         except OSError as error:
             if self.is_last_train_iter(runner):
                 raise
@@ -206,6 +209,9 @@ class AtomicCheckpointHook(CheckpointHook):
         self.last_ckpt = path
         if is_main_process() and self.max_keep_ckpts > 0:
             self._delete_old(step, self._counts(runner))
+
+    def _point_to(self, runner: Any, path: str) -> None:
+        self.file_backend.put_text(path, self.file_backend.join_path(runner.work_dir, 'last_checkpoint'))
 
     @staticmethod
     def _counts(runner: Any) -> int:

@@ -83,6 +83,17 @@ class PowerEMAHook(Hook):
                 for sigma_rel in self.exponents
             }
 
+        if is_main_process():
+            self._set_aside_after(Path(runner.work_dir) / 'ema', runner.iter)
+
+    @staticmethod
+    def _set_aside_after(folder: Path, iteration: int) -> None:
+        """Rename what another start stored later than here, so that no average is built from both."""
+        for path in list(folder.glob('iter_*_sigma_*.safetensors')):
+            number = path.name.split('_')[1]
+            if number.isdigit() and int(number) > iteration:
+                path.replace(path.with_name(f'{path.name}.old'))
+
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         # False while gradients accumulate.
         if runner.optim_wrapper.should_update():

@@ -89,3 +89,14 @@ def test_mistakes_are_one_line(tmp_path, tracked, monkeypatch):
     ):
         with pytest.raises(ValueError, match=line):
             PowerEMAHook(**options)
+
+
+def test_averages_of_another_start_are_set_aside(tmp_path):
+    """One that went further than its last checkpoint, or has none, is not mixed with the one that goes on."""
+    options = dict(custom_hooks=hooks(0.1, interval=1), default_hooks__checkpoint__interval=2)
+    train(tmp_path, **options, stop_at=3)
+    # The next start stores at other iterations.
+    train(tmp_path, **options | dict(custom_hooks=hooks(0.1, interval=4)), resume=True)
+    names = sorted(path.name for path in (tmp_path / 'ema').iterdir())
+    kept = [f'iter_{iteration}_sigma_0.1.safetensors' for iteration in (1, 2, 4, 6)]
+    assert names == sorted([*kept, 'iter_3_sigma_0.1.safetensors.old'])
