@@ -117,3 +117,25 @@ def test_the_arguments_of_a_class_are_followed_as_far_as_they_go():
     assert accepted_arguments(Keeps) is None
     assert accepted_arguments(sorted) is None
     assert accepted_arguments(lambda x, y=1: None) == {'x', 'y'}
+
+
+def test_parts_are_given_on_the_command_line_as_in_a_config():
+    config = load_config(
+        'mm_configs/pixnerd_digits.py',
+        [
+            "model.backbone.head=dict(type='DeCoHead', width=32, depth=3)",
+            "model.loss.terms=[dict(type='FrequencyLoss', weight=1.0, quality=85)]",
+            "model.sampler.guidance={'type': CFGZeroStar, 'zero_steps': 1}",
+            'model.sampler.guidance_interval=(0.1, 0.5)',
+        ],
+    )
+    assert config.model.backbone.head == dict(type='DeCoHead', width=32, depth=3)
+    assert config.model.loss.terms == [dict(type='FrequencyLoss', weight=1.0, quality=85)]
+    assert config.model.sampler.guidance == dict(type='CFGZeroStar', zero_steps=1)
+    assert tuple(config.model.sampler.guidance_interval) == (0.1, 0.5)
+
+
+@pytest.mark.parametrize('value', ["dict(type='A'", 'dict(open("x"))', 'dict(**{})', '{**{}}', 'dict(a=print())'])
+def test_what_is_no_value_is_refused_in_one_line(value):
+    with pytest.raises(ValueError, match=r'--cfg-options model.lora='):
+        load_config('mm_configs/pixnerd_digits.py', [f'model.lora={value}'])
