@@ -43,14 +43,15 @@ class StopHook(Hook):
         runner.train_loop.stop_training = runner.iter + 1 == self.at
 
 
-def train(work_dir: Path, resume: bool = False, stop_at: int | None = None, **options) -> Runner:
-    """Train in this process; ``options`` are config entries with __ for dots."""
+def train(work_dir: Path, resume: bool | Path = False, stop_at: int | None = None, **options) -> Runner:
+    """Train in this process; ``options`` are config entries with __ for dots. ``resume`` may name a checkpoint."""
     config = load_config(CONFIG, {name.replace('__', '.'): value for name, value in options.items()})
     config.work_dir = str(work_dir)
     # mmengine keeps one logger, message hub and visualizer a name, and the time in it has whole seconds.
     config.experiment_name = f'test_{next(_runs)}'
     if resume:
-        config.resume, config.load_from = True, options.get('load_from') or str(find_checkpoint(work_dir))
+        found = resume if isinstance(resume, Path) else find_checkpoint(work_dir)
+        config.resume, config.load_from = True, str(found)
     # mmengine names the log of a start by the second.
     while (work_dir / time.strftime('%Y%m%d_%H%M%S')).exists():
         time.sleep(0.02)

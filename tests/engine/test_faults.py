@@ -110,5 +110,5 @@ def test_a_run_that_went_back_to_an_earlier_checkpoint_stays_there(tmp_path):
     """A kill before its first save does not bring back the later checkpoints that it left."""
     train(tmp_path, stop_at=4)
     assert find_checkpoint(tmp_path).name == 'iter_4.pth'
-    train(tmp_path, resume=True, load_from=str(tmp_path / 'iter_2.pth'), stop_at=3)
+    train(tmp_path, resume=tmp_path / 'iter_2.pth', stop_at=3)
     assert find_checkpoint(tmp_path).name == 'iter_2.pth'
