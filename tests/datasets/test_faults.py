@@ -6,6 +6,7 @@ import sys
 import pytest
 from PIL import Image
 
+from pixnerd_plugin.datasets.faults import Tally
 from tests.training import CONFIG, run_tool
 
 
@@ -37,3 +38,33 @@ def test_too_many_damaged_pictures_end_a_run_in_one_line(tmp_path):
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith('error: 1 damaged pictures among 4, more than max_damaged=0 allows; the last is ')
     assert '2.png' in last
+
+
+@pytest.mark.parametrize('size', [1, 12, 4096, 5000, 100_000])
+def test_a_tally_counts_every_index_once(size):
+    tally = Tally(size)
+    indices = {0, size - 1, size // 2, *range(0, size, 97)}
+    assert all(tally.add(index) for index in indices)
+    assert not any(tally.add(index) for index in indices)
+    assert len(tally) == len(indices)
+
+
+@pytest.mark.parametrize(('size', 'other'), [(12, 5), (100_000, 5)])
+def test_a_tally_loses_nothing_if_another_worker_adds_in_the_same_instant(size, other):
+    """Two workers once read one byte, and the second to write took back what the first had added."""
+    tally = Tally(size)
+
+    class Interrupted:
+        def __getitem__(self, byte):
+            value = int(bits[byte])
+            tally._bits = bits
+            tally.add(other)  # after the first one has read, before it writes
+            return value
+
+        def __setitem__(self, byte, value):
+            bits[byte] = value
+
+    bits, tally._bits = tally._bits, Interrupted()
+    assert tally.add(4)
+    assert len(tally) == 2
+    assert not tally.add(other)
