@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 # Before the host, whose checkout has a package of the same name.
 from tests.checkpoints.files import save_lightning, save_mmengine
+from tests.golden import network, read
 
 from .host import (
     CLASS_NAMES,
@@ -35,6 +36,7 @@ from comfy_nodes.nodes import (  # noqa: E402
     PixNerdTextEncode,
 )
 from comfy_nodes.text_encoder import load_text_encoder  # noqa: E402
+from pixnerd_plugin.checkpoints.convert import convert  # noqa: E402
 from pixnerd_plugin.checkpoints.layouts.published import to_published  # noqa: E402
 from pixnerd_plugin.models.backbones import PixNerdDiT  # noqa: E402
 from pixnerd_plugin.sampling import AdamsFlowSampler  # noqa: E402
@@ -101,6 +103,37 @@ def test_so_does_deco_and_its_picture_is_decoded_at_any_size(load, tmp_path, nam
     fine = PixNerdResolution.execute(model, 'fixed tokens', 64, 0, 0.5).args[0]
     drawn = solver.sample(net, noise((128, 92)), *CONDS[0], token_grid=(4, 4))
     assert error(sample(fine, CONDS, (128, 92))['samples'], drawn) <= 1e-4
+
+
+FILE = 'epoch%3D319-step%3D1600000_emainit.ckpt'
+SIZES = dict(deco_c2i_tiny=(32, 48), deco_t2i_tiny=(64, 96))
+
+
+@pytest.mark.parametrize('name', [FILE, 'release.safetensors', 'ours.safetensors'])
+@pytest.mark.parametrize('golden', SIZES)
+def test_published_weights_of_deco_draw_the_picture_that_they_draw_in_the_library(load, tmp_path, golden, name):
+    """The weights are those of tests/data, whose velocities are the published implementation's (test_deco.py)."""
+    net, tensors, size = network(golden).eval(), read(golden), SIZES[golden]
+    state = net.state_dict()
+    published = save_lightning(tmp_path / FILE, state, {key: tensor + 1 for key, tensor in state.items()}, {})
+    if name != FILE:
+        convert(published, tmp_path / name, layout='published' if name.startswith('release') else None)
+    model, _ = load(name)
+    loaded = model.model.diffusion_model.state_dict().items()
+    assert all(torch.equal(tensor, state[key.replace('.positions.weight', '.positions')]) for key, tensor in loaded)
+    if net.text_dim is None:
+        labels = (3, net.num_classes)
+        conds = [torch.tensor([label]) for label in labels], [class_conditioning(label, 10) for label in labels]
+    else:
+        texts = tensors['text_embeds'].split(1)
+        conds = texts, [[[text, {'pixnerd_text': True}]] for text in texts]
+    latent = sample(model, conds, size, record_field=True)
+    solver = AdamsFlowSampler(5, 2, 3.0, (0.0, 1.0), SHIFT['class' if net.text_dim is None else 'text'])
+    drawn, field = solver.sample(net, noise(size), *conds[0], record_field=True)
+    assert error(latent['samples'], drawn) <= 1e-4
+    height, width = 2 * size[0], 2 * size[1]
+    image = PixNerdDecode.execute(latent, width, height, 0, 0, 0, 0, 0.0, 0, 0).args[0]
+    assert error(image, ((field.decode((height, width)) + 1) / 2).clamp(0, 1).movedim(1, -1)) <= 1e-3
 
 
 @pytest.mark.parametrize('name', ['run.pth', 'ours.safetensors'])

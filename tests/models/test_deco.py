@@ -14,7 +14,14 @@ from pixnerd_plugin.checkpoints.layouts.published import from_published, to_publ
 from pixnerd_plugin.functional.dct import block_dct, dct_matrix, visibility
 from pixnerd_plugin.models.losses import FlowMatchREPALoss, FrequencyLoss
 from pixnerd_plugin.registry import MODELS
+from tests.checkpoints.files import same, save_lightning, tiny_projector
 from tests.golden import DATA, network, read, relative_error
+
+
+def golden_state(name):
+    """The published implementation's weights, under the names that it gives them."""
+    prefix = 'state_dict.'
+    return {key.removeprefix(prefix): tensor for key, tensor in read(name).items() if key.startswith(prefix)}
 
 
 def test_class_weights_give_the_published_velocity():
@@ -32,29 +39,42 @@ def test_text_weights_give_the_published_velocity(size):
 
 @pytest.mark.parametrize('name', ['deco_c2i_tiny', 'deco_t2i_tiny'])
 def test_the_published_layout_and_back_is_exact(name):
-    prefix = 'state_dict.'
-    published = {key.removeprefix(prefix): tensor for key, tensor in read(name).items() if key.startswith(prefix)}
+    published = golden_state(name)
     again = to_published(from_published(published))
     assert again.keys() == published.keys()
     assert all(torch.equal(again[key], tensor) for key, tensor in published.items())
 
 
+LAYOUTS = {'ours.safetensors': None, 'run.pth': None, 'release.ckpt': None, 'release.safetensors': 'published'}
+
+
+@pytest.mark.parametrize(('name', 'sources'), [('deco_c2i_tiny', list(LAYOUTS)), ('deco_t2i_tiny', ['release.ckpt'])])
+def test_a_published_file_goes_from_every_layout_to_every_layout_without_losing_a_bit(tmp_path, name, sources):
+    ema = from_published(golden_state(name))
+    raw = {key: tensor + 1 for key, tensor in ema.items()}
+    source = save_lightning(tmp_path / 'published.ckpt', ema, raw, tiny_projector())
+    for first in sources:
+        convert(source, tmp_path / first, layout=LAYOUTS[first])
+    for first, second in itertools.product(sources, LAYOUTS):
+        target = tmp_path / f'{first}_to_{second}'
+        convert(tmp_path / first, target, layout=LAYOUTS[second])
+        assert same(load_backbone(target).state_dict(), ema)
+        if 'ours.safetensors' in (first, second):
+            continue  # room for the EMA alone
+        assert same(load_backbone(target, 'raw').state_dict(), raw)
+        if second.startswith('release'):
+            tensors = load_file(target) if target.suffix == '.safetensors' else torch.load(target)['state_dict']
+            for prefix, state in (('ema_denoiser.', ema), ('denoiser.', raw)):
+                assert same({k: tensors[prefix + k] for k in golden_state(name)}, to_published(state))
+
+
 @pytest.mark.parametrize('name', ['deco_c2i_tiny', 'deco_t2i_tiny'])
-def test_a_file_goes_through_every_layout_and_draws_the_same(tmp_path, name):
-    prefix = 'state_dict.'
-    published = {key.removeprefix(prefix): tensor for key, tensor in read(name).items() if key.startswith(prefix)}
-    files = [tmp_path / file for file in ('a.safetensors', 'b.pth', 'c.ckpt', 'd.safetensors')]
-    for source, target in itertools.pairwise([DATA / f'{name}.safetensors', *files]):
-        convert(source, target, layout='published' if target.name[0] in 'cd' else None)
-    described = report(files[-1])
+def test_a_converted_file_says_which_head_it_has_and_draws_as_published(tmp_path, name):
+    convert(DATA / f'{name}.safetensors', tmp_path / 'ours.safetensors')
+    described = report(tmp_path / 'ours.safetensors')
     assert next(iter(described['networks'].values()))['architecture']['head']['type'] == 'DeCoHead'
     assert not described['odd']
-    last = load_file(files[-1])
-    # The release's reader asks for both, so a single network stands under both names.
-    for prefix in ('ema_denoiser.', 'denoiser.'):
-        assert all(torch.equal(last.pop(prefix + key), tensor) for key, tensor in published.items())
-    assert not last
-    pipeline = load_pipeline(files[0], device='cpu')
+    pipeline = load_pipeline(tmp_path / 'ours.safetensors', device='cpu')
     assert pipeline.sampler.guidance_scale == (3.2 if pipeline.net.text_dim is None else 4.0)
 
 

@@ -110,7 +110,7 @@ def test_the_study_of_heads_trains_each_cell_once_and_compares_pairs(run, tmp_pa
         '    loss=dict(dim=32, projector_dim=32, align_layer=1))\ntrain_dataloader = dict(batch_size=2)\n'
     )
     arguments = ['--config', config, '--patches', 8, '--heads', 'DeCo', 'linear', '--terms', 'frequency', '--seeds', 0]
-    arguments += ['--seconds', 0.01, '--samples', 100, '--classifier', classifier, '--out', tmp_path / 'out']
+    arguments += ['--teraflops', 1e-6, '--samples', 100, '--classifier', classifier, '--out', tmp_path / 'out']
     printed = run('study_heads.py', *arguments, '--runs', 1)
     assert '3 runs are left' in printed
     printed = run('study_heads.py', *arguments)
@@ -122,6 +122,8 @@ def test_the_study_of_heads_trains_each_cell_once_and_compares_pairs(run, tmp_pa
     checkpoint = torch.load(tmp_path / f'out/patch_8_DeCo_image_frequency/seed_0/iter_{result["steps"]}.pth')
     architecture = checkpoint['meta']['pixnerd']['architecture']
     assert (architecture['head']['type'], architecture['prediction']) == ('DeCoHead', 'image')
+    with pytest.raises(SystemExit, match='holds results of --teraflops at patch 8 1e-06, and this sweep has 1e-05'):
+        run('study_heads.py', *arguments, '--teraflops', 1e-5)
     figure = tmp_path / 'out/heads_and_objectives.png'
     figure.unlink()
     assert 'Training' not in run('study_heads.py', '--out', tmp_path / 'out', '--only-draw')
@@ -133,3 +135,25 @@ def test_intervals_are_those_of_the_books():
     low, high = tool['wilson'](0.5, 100)
     assert (low, high) == pytest.approx((0.404, 0.596), abs=1e-3)
     assert tool['interval']([1.0, 2.0, 3.0]) == pytest.approx((2 - 4.30 / 3**0.5, 2, 2 + 4.30 / 3**0.5))
+
+
+def test_every_head_gets_the_operations_that_it_is_given():
+    tool = runpy.run_path(str(TOOLS / 'study_heads.py'))
+    path = str(ROOT / 'mm_configs/ablations/digits_heads.py')
+    config = load_config(path)
+    for head in tool['HEADS']:
+        entries = tool['entries_of'](config, [8, head, 'image', 'frequency'])
+        steps = tool['steps_of'](path, entries, 1.0)
+        own = load_config(path, entries)
+        assert steps * own.train_dataloader.batch_size * training_gflops(own) == pytest.approx(1000, rel=0.01)
+
+
+def test_each_patch_size_may_have_a_budget_of_its_own():
+    budgets_of = runpy.run_path(str(TOOLS / 'study_heads.py'))['budgets_of']
+    assert budgets_of([4, 8], [1.0]) == {4: 1.0, 8: 1.0}
+    assert budgets_of([4, 8], [2.0, 1.0]) == {4: 2.0, 8: 1.0}
+    for wrong in ([1.0, 2.0, 3.0], [0.0]):
+        with pytest.raises(
+            ValueError, match=r'^--teraflops .*: give one number above 0, or one for each of --patches 4 8$'
+        ):
+            budgets_of([4, 8], wrong)

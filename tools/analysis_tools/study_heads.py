@@ -1,8 +1,9 @@
 #!/usr/bin/env python
 """Which goes with which? Heads, predictions and loss terms crossed, in patches of several sizes, at equal compute.
 
-Every cell gets the same CPU time: a step of each head is timed first, and the number of steps follows. Each trained
-network draws digits, which a classifier scores. An interrupted study goes on where it stopped.
+At one patch size every cell gets the same FLOPs of training, which no timing on a busy machine changes; the number of
+steps follows. Each trained network draws pictures, which a classifier scores. An interrupted study goes on where it
+stopped.
 """
 
 import argparse
@@ -25,8 +26,6 @@ HEADS = dict(
 PREDICTIONS = ('velocity', 'image')
 TERMS = dict(without={}, frequency={'model.loss.terms': [dict(type='FrequencyLoss', weight=1.0, quality=85)]})
 
-TIMED_STEPS = 15
-
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -36,7 +35,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--predictions', nargs='+', choices=PREDICTIONS, default=list(PREDICTIONS))
     parser.add_argument('--terms', nargs='+', choices=TERMS, default=list(TERMS), help='loss terms (both)')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2], help='one training each (0 1 2)')
-    parser.add_argument('--seconds', type=float, default=60.0, help='CPU seconds of training, of every run (60)')
+    parser.add_argument(
+        '--teraflops',
+        type=float,
+        nargs='+',
+        default=[1.0],
+        help='operations of training, in 10^12, of every run; one number, or one for each patch size (1)',
+    )
     parser.add_argument('--samples', type=int, default=300, help='pictures drawn to score a run (300)')
     parser.add_argument('--runs', type=options.numbers(1), help='stop after so many trainings (none is left out)')
     parser.add_argument('--classifier', type=Path, help='to score; by default OUT/classifier.safetensors, made once')
@@ -54,8 +59,10 @@ def main(args: argparse.Namespace) -> None:
     if not args.only_draw:
         config = load_config(args.config)
         contents = hashlib.sha256(config.pretty_text.encode()).hexdigest()[:12]
-        settings = {'--config': f'{args.config} (contents {contents})', '--seconds': args.seconds}
-        claim(args.out, {**settings, '--samples': args.samples, '--classifier': str(args.classifier)})
+        budgets = budgets_of(args.patches, args.teraflops)
+        settings = {'--config': f'{args.config} (contents {contents})', '--samples': args.samples}
+        settings |= {f'--teraflops at patch {patch}': budget for patch, budget in budgets.items()}
+        claim(args.out, {**settings, '--classifier': str(args.classifier)})
         classifier = args.classifier or args.out / 'classifier.safetensors'
         if not classifier.is_file():
             train_classifier(config, classifier)
@@ -65,9 +72,23 @@ def main(args: argparse.Namespace) -> None:
         cells = itertools.product(args.seeds, args.patches, args.heads, args.predictions, args.terms)
         left = [(seed, cell) for seed, *cell in cells if not result_path(args.out, cell, seed).is_file()]
         for seed, cell in left[: args.runs]:
-            run(args, config, classifier, scorer, cell, seed)
+            run(args, config, classifier, scorer, cell, seed, budgets[cell[0]])
         print(f'{max(0, len(left) - (args.runs or len(left)))} runs are left')
     draw(args.out)
+
+
+def budgets_of(patches: list[int], teraflops: list[float]) -> dict[int, float]:
+    """The operations of a run at each patch size.
+
+    Raises:
+        ValueError: if there is neither one number nor one for each, or one is not above 0.
+    """
+    if len(teraflops) not in (1, len(patches)) or min(teraflops) <= 0:
+        raise ValueError(
+            f'--teraflops {" ".join(map(str, teraflops))}: give one number above 0, or one for each of '
+            f'--patches {" ".join(map(str, patches))}'
+        )
+    return dict(zip(patches, teraflops * (len(patches) // len(teraflops)), strict=True))
 
 
 def name_of(cell: list) -> str:
@@ -92,61 +113,33 @@ def entries_of(config, cell: list) -> dict:
     }
 
 
-def run(args, config, classifier: Path, scorer, cell: list, seed: int) -> None:
+def run(args, config, classifier: Path, scorer, cell: list, seed: int, teraflops: float) -> None:
     """Train and measure one cell in one seed."""
     import time
 
     from pixnerd_plugin.evaluation import study
 
     entries = entries_of(config, cell)
-    iters = max(20, round(args.seconds / seconds_of(args, config, classifier, cell), -1))
+    iters = steps_of(args.config, {**run_options(config, classifier, None), **entries}, teraflops)
     path = result_path(args.out, cell, seed)
-    entries = {**run_options(config, classifier, int(iters)), **entries}
-    print(f'Training {name_of(cell)}, seed {seed}, {iters:.0f} steps: {path.parent}', flush=True)
+    entries = {**run_options(config, classifier, iters), **entries}
+    print(f'Training {name_of(cell)}, seed {seed}, {iters} steps: {path.parent}', flush=True)
     start = time.process_time()
     checkpoint = study.train_variant(args.config, entries, path.parent, seed)
     seconds = time.process_time() - start
     result = study.measure_variant(args.config, entries, checkpoint, scorer, args.samples)
     keys = dict(zip(('patch', 'head', 'prediction', 'term'), cell, strict=True))
-    study.save_result(
-        path, dict(keys, seed=seed, steps=int(iters), samples=args.samples, cpu_seconds=seconds, **result)
-    )
+    study.save_result(path, dict(keys, seed=seed, steps=iters, samples=args.samples, cpu_seconds=seconds, **result))
 
 
-def seconds_of(args, config, classifier: Path, cell: list) -> float:
-    """CPU seconds of one training step of the cell's head at its patch size, timed once in this folder.
-
-    Both predictions and both sets of terms get the steps of the plain one: what they add is below the timing's error.
-    """
-    import time
-
-    import torch
-
+def steps_of(path: str, entries: dict, teraflops: float) -> int:
+    """How many steps of training, to the next ten, are ``teraflops`` (at least 20)."""
     from pixnerd_plugin.engine.config import load_config
-    from pixnerd_plugin.evaluation.generate import image_size_of
-    from pixnerd_plugin.evaluation.study import save_result
-    from pixnerd_plugin.registry import MODELS
+    from pixnerd_plugin.evaluation.study import training_gflops
 
-    path, key = args.out / 'seconds.json', f'patch {cell[0]}, {cell[1]}'
-    known = read(path)
-    if key not in known:
-        plain = entries_of(config, [*cell[:2], 'velocity', 'without'])
-        own = load_config(args.config, {**run_options(config, classifier, None), **plain})
-        batch, size = own.train_dataloader.batch_size, image_size_of(own)
-        torch.manual_seed(0)
-        net, loss = MODELS.build(own.model.backbone), MODELS.build(own.model.loss)
-        optimizer = torch.optim.AdamW(net.parameters(), fused=True)
-        labels, null = torch.zeros(batch, dtype=torch.long), torch.tensor([net.num_classes])
-        times = []
-        for _ in range(TIMED_STEPS):
-            start = time.process_time()
-            loss(net, torch.randn(batch, net.in_channels, *size), labels, null)['loss_flow'].backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            times.append(time.process_time() - start)
-        known[key] = statistics.median(times)
-        save_result(path, known)
-    return known[key]
+    config = load_config(path, entries)
+    gflops = config.train_dataloader.batch_size * training_gflops(config)
+    return max(20, 10 * round(100 * teraflops / gflops))
 
 
 def draw(out: Path) -> None:
