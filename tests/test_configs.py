@@ -29,6 +29,12 @@ PARAMETERS = {
     'pixnerd_xxl16_t2i_finetune_shapes': 1_171_518_019,
     'pixnerd_xxl16_t2i_512': 1_171_518_019,
     'pixnerd_xxl16_t2i_512_sft': 1_171_518_019,
+    'deco_l16': 426_938_019,
+    'deco_xl16': 682_282_851,
+    'deco_xl16_512': 682_282_851,
+    'deco_xxl16_t2i_256': 1_133_759_395,
+    'deco_xxl16_t2i_512': 1_133_759_395,
+    'deco_xxl16_t2i_512_sft': 1_133_759_395,
 }
 
 

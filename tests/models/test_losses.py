@@ -96,12 +96,12 @@ def test_dropping_without_a_null_condition_is_an_error(net):
         small_loss()(net, torch.randn(1, 3, 8, 8), torch.tensor([0]))
 
 
-@pytest.mark.parametrize('std', [1.0, 1.5])
-def test_times_are_log_normal_and_shifted(std):
+@pytest.mark.parametrize(('mean', 'std'), [(0.0, 1.0), (0.0, 1.5), (-0.8, 0.8)])
+def test_times_are_log_normal_and_shifted(mean, std):
     torch.manual_seed(0)
-    t = small_loss(timeshift=4.0, time_std=std).draw_time(20_000, torch.device('cpu'))
+    t = small_loss(timeshift=4.0, time_mean=mean, time_std=std).draw_time(20_000, torch.device('cpu'))
     z = torch.logit(4 * t / (1 + 3 * t))  # undo the shift, then the sigmoid
-    assert abs(z.mean()) < 0.03 * std
+    assert abs(z.mean() - mean) < 0.03 * std
     assert abs(z.std() - std) < 0.03 * std
 
 
