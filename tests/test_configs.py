@@ -1,5 +1,6 @@
 """Every config reads, stays small and builds the network it says."""
 
+import hashlib
 import itertools
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from pixnerd_plugin.checkpoints.layouts.published import to_published
 from pixnerd_plugin.engine.config import load_config
 from pixnerd_plugin.evaluation.generate import image_size_of
 from pixnerd_plugin.models.conditioners.embedding_store import TextEmbeddingStore
@@ -35,6 +37,16 @@ PARAMETERS = {
     'deco_xxl16_t2i_256': 1_133_759_395,
     'deco_xxl16_t2i_512': 1_133_759_395,
     'deco_xxl16_t2i_512_sft': 1_133_759_395,
+}
+
+# Number and digest of the published files' tensors, by their names there and shapes.
+PUBLISHED = {
+    'pixnerd_l16': (282, '90ac65e1b92e8ab8'),
+    'pixnerd_xl16': (336, '126296d6ea9fd120'),
+    'pixnerd_xxl16_t2i_512': (256, 'c4397798bf0b1307'),
+    'deco_l16': (303, '355fdc1490f9b4f5'),
+    'deco_xl16': (375, '020d93ddbb752d82'),
+    'deco_xxl16_t2i_512': (278, '14897de8c79c19b3'),
 }
 
 
@@ -67,6 +79,14 @@ def test_config_builds(path, tmp_path):
     sides = [side for hook in sampled for side in np.ravel(hook.size)]
     assert sides
     assert not any(side % model.backbone.patch_size for side in sides)
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_a_config_has_every_tensor_of_the_published_file_and_no_other(name):
+    with torch.device('meta'):
+        net = MODELS.build(Config.fromfile(ROOT / f'mm_configs/{name}.py').model.backbone)
+    lines = sorted(f'{key} {tuple(tensor.shape)}' for key, tensor in to_published(net.state_dict()).items())
+    assert (len(lines), hashlib.sha256('\n'.join(lines).encode()).hexdigest()[:16]) == PUBLISHED[name]
 
 
 @pytest.mark.parametrize('path', sorted((ROOT / 'mm_configs').rglob('*.py')), ids=lambda path: path.stem)

@@ -116,7 +116,8 @@ def test_the_study_of_heads_trains_each_cell_once_and_compares_pairs(run, tmp_pa
     printed = run('study_heads.py', *arguments)
     assert printed.count('Training patch 8') == 3
     assert '| 8 | DeCo | image | yes | 1 |' in printed
-    assert 'patch 8, image against velocity, 2 pairs: distance times' in printed
+    assert 'patch 8, image against velocity' not in printed  # one pair a head is no interval
+    assert 'patch 8, velocity, linear against DeCo' not in printed
     result = json.loads((tmp_path / 'out/patch_8_DeCo_image_frequency/seed_0/result.json').read_text())
     assert result['head'] == 'DeCo'
     checkpoint = torch.load(tmp_path / f'out/patch_8_DeCo_image_frequency/seed_0/iter_{result["steps"]}.pth')
@@ -126,8 +127,32 @@ def test_the_study_of_heads_trains_each_cell_once_and_compares_pairs(run, tmp_pa
         run('study_heads.py', *arguments, '--teraflops', 1e-5)
     figure = tmp_path / 'out/heads_and_objectives.png'
     figure.unlink()
-    assert 'Training' not in run('study_heads.py', '--out', tmp_path / 'out', '--only-draw')
+    printed = run('study_heads.py', '--out', tmp_path / 'out', '--only-draw', '--beside', tmp_path / 'out')
+    assert 'Training' not in printed
+    assert printed.count('\nfew_steps\n') == 2
     assert figure.is_file()
+
+
+def test_effects_are_over_pairs_that_differ_in_nothing_else(capsys):
+    tool = runpy.run_path(str(TOOLS / 'study_heads.py'))
+
+    def result(head, prediction, seed, distance, accuracy):
+        keys = dict(patch=8, head=head, prediction=prediction, term='without', seed=seed)
+        return dict(keys, distance=distance, accuracy=accuracy)
+
+    results = [
+        *(result('field', 'velocity', seed, 2.0, 0.5) for seed in (0, 1, 2)),
+        result('field', 'image', 0, 1.0, 0.6),
+        result('field', 'image', 1, 4.0, 0.8),
+        result('linear', 'image', 0, 3.0, 0.1),
+    ]
+    tool['print_effects'](results, 'prediction', ['velocity', 'image'], within='head')
+    # Log ratios of -0.69 and 0.69: the mean is 1, and Student's interval of two pairs is 12.71 / sqrt(2) wide.
+    low, high = (f'{2 ** (sign * 12.71):.2f}' for sign in (-1, 1))
+    assert capsys.readouterr().out == (
+        f'patch 8, field, image against velocity, 2 pairs: distance times 1.00 ({low} to {high}), '
+        'recognised +20 points (-107 to +147)\n'
+    )
 
 
 def test_intervals_are_those_of_the_books():

@@ -47,6 +47,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--classifier', type=Path, help='to score; by default OUT/classifier.safetensors, made once')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/heads'), help='folder for runs and figure')
     parser.add_argument('--only-draw', action='store_true', help='draw what is there and train nothing')
+    parser.add_argument(
+        '--beside', type=Path, nargs='+', default=[], help="folders of other studies, to draw beside OUT's"
+    )
     return parser.parse_args()
 
 
@@ -74,7 +77,7 @@ def main(args: argparse.Namespace) -> None:
         for seed, cell in left[: args.runs]:
             run(args, config, classifier, scorer, cell, seed, budgets[cell[0]])
         print(f'{max(0, len(left) - (args.runs or len(left)))} runs are left')
-    draw(args.out)
+    draw(args.out, args.beside)
 
 
 def budgets_of(patches: list[int], teraflops: list[float]) -> dict[int, float]:
@@ -142,19 +145,26 @@ def steps_of(path: str, entries: dict, teraflops: float) -> int:
     return max(20, 10 * round(100 * teraflops / gflops))
 
 
-def draw(out: Path) -> None:
+def draw(out: Path, beside: list[Path]) -> None:
     """Print the tables and write the figure, from the results that are there."""
-    results = [read(path) for path in sorted(out.glob('*/seed_*/result.json'))]
-    if not results:
-        print(f'no results in {out}')
-        return
-    floor = read(out / 'floor.json')
-    print_cells(results, floor)
-    for factor, (first, second) in dict(prediction=PREDICTIONS, term=tuple(TERMS)).items():
-        print_effect(results, factor, first, second)
-    for first, second in itertools.combinations(HEADS, 2):
-        print_effect(results, 'head', first, second)
-    draw_figure(out / 'heads_and_objectives.png', results, floor)
+    panels = []
+    for folder in (out, *beside):
+        results = [read(path) for path in sorted(folder.glob('*/seed_*/result.json'))]
+        if not results:
+            print(f'no results in {folder}')
+            continue
+        name = Path(read(folder / 'settings.json')['--config'].split(' (contents')[0]).stem
+        floor = read(folder / 'floor.json')
+        print(f'\n{name}\n')
+        print_cells(results, floor)
+        # What one factor changes may depend on another: predicting the image helps one head and not the next.
+        print_effects(results, 'head', list(HEADS), within='prediction')
+        print_effects(results, 'prediction', list(PREDICTIONS), within='head')
+        print_effects(results, 'term', list(TERMS))
+        for patch in sorted({r['patch'] for r in results}):
+            panels.append((f'{name}, patch {patch}', [r for r in results if r['patch'] == patch], floor))
+    if panels:
+        draw_figure(out / 'heads_and_objectives.png', panels)
 
 
 def groups_of(results: list[dict]) -> dict[tuple, list[dict]]:
@@ -193,24 +203,29 @@ def wilson(p: float, n: int, z: float = 1.96) -> tuple[float, float]:
     return (middle - width) / (1 + z**2 / n), (middle + width) / (1 + z**2 / n)
 
 
-def print_effect(results: list[dict], factor: str, first: str, second: str) -> None:
-    """What ``second`` changes against ``first``, everything else equal: the mean over pairs and its 95 % interval."""
+def print_effects(results: list[dict], factor: str, values: list[str], within: str | None = None) -> None:
+    """What each value of a factor changes against the ones before it, everything else equal.
+
+    The mean over pairs of runs and its 95 % interval: for each patch size, and each value of the factor ``within``.
+    """
     others = [name for name in ('patch', 'head', 'prediction', 'term', 'seed') if name != factor]
-    keyed = {tuple(r[name] for name in others): {} for r in results}
+    groups: dict[tuple, dict[tuple, dict]] = {}
     for result in results:
-        keyed[tuple(result[name] for name in others)][result[factor]] = result
-    for patch in sorted({r['patch'] for r in results}):
-        pairs = [p for key, p in keyed.items() if key[0] == patch and first in p and second in p]
-        if len(pairs) < 2:
-            continue
-        ratios = [math.log(p[second]['distance'] / p[first]['distance']) for p in pairs]
-        shares = [p[second]['accuracy'] - p[first]['accuracy'] for p in pairs]
-        (low, mean, high), accuracy = interval(ratios), interval(shares)
-        print(
-            f'patch {patch}, {second} against {first}, {len(pairs)} pairs: distance times {math.exp(mean):.2f} '
-            f'({math.exp(low):.2f} to {math.exp(high):.2f}), recognised {100 * accuracy[1]:+.0f} points '
-            f'({100 * accuracy[0]:+.0f} to {100 * accuracy[2]:+.0f})'
-        )
+        group = groups.setdefault((result['patch'], result[within] if within else ''), {})
+        group.setdefault(tuple(result[name] for name in others), {})[result[factor]] = result
+    for (patch, value), keyed in sorted(groups.items()):
+        for first, second in itertools.combinations(values, 2):
+            pairs = [pair for pair in keyed.values() if first in pair and second in pair]
+            if len(pairs) < 2:
+                continue
+            ratios = [math.log(pair[second]['distance'] / pair[first]['distance']) for pair in pairs]
+            (low, mean, high) = (math.exp(end) for end in interval(ratios))
+            share = interval([100 * (pair[second]['accuracy'] - pair[first]['accuracy']) for pair in pairs])
+            print(
+                f'patch {patch}, {value + ", " if value else ""}{second} against {first}, {len(pairs)} pairs: '
+                f'distance times {mean:.2f} ({low:.2f} to {high:.2f}), '
+                f'recognised {share[1]:+.0f} points ({share[0]:+.0f} to {share[2]:+.0f})'
+            )
 
 
 # Student's t for 95 %, two-sided, by degrees of freedom; from the last on it hardly falls.
@@ -224,25 +239,27 @@ def interval(values: list[float]) -> tuple[float, float, float]:
     return mean - width, mean, mean + width
 
 
-def draw_figure(path: Path, results: list[dict], floor: dict) -> None:
-    """A row for each measure and a column for each patch size; one dot a run."""
-    groups = groups_of(results)
-    patches = sorted({key[0] for key in groups})
-    pyplot, figure, axes = new_figure(2, len(patches))
+def draw_figure(path: Path, panels: list[tuple[str, list[dict], dict]]) -> None:
+    """A row for each measure, a column for each patch size of each study, and a dot for each run."""
+    pyplot, figure, axes = new_figure(2, len(panels))
     colours = dict(zip(HEADS, ('tab:blue', 'tab:orange', 'tab:green'), strict=True))
-    for column, patch in enumerate(patches):
-        own = [key for key in groups if key[0] == patch]
-        for row, (measure, title) in enumerate((('distance', 'Fréchet distance'), ('accuracy', 'recognised'))):
+    for column, (title, results, floor) in enumerate(panels):
+        groups = groups_of(results)
+        for row, (measure, name) in enumerate((('distance', 'Fréchet distance'), ('accuracy', 'recognised'))):
             panel = axes[row][column]
-            for x, key in enumerate(own):
-                values = [r[measure] for r in groups[key]]
-                marker = dict(marker='o' if key[2] == 'velocity' else 's', color=colours[key[1]])
-                filled = {} if key[3] == 'without' else dict(facecolors='none')
-                panel.scatter([x] * len(values), values, edgecolors=marker['color'], **marker, **filled)
+            for x, ((_, head, prediction, term), group) in enumerate(groups.items()):
+                colour = colours[head]
+                panel.scatter(
+                    [x] * len(group),
+                    [r[measure] for r in group],
+                    marker='o' if prediction == 'velocity' else 's',
+                    edgecolors=colour,
+                    facecolors=colour if term == 'without' else 'none',
+                )
             panel.axhline(floor[measure], color='grey', linestyle=':')
-            labels = [f'{key[1]}, {key[2]}' + ('' if key[3] == 'without' else ', freq.') for key in own]
-            panel.set_xticks(range(len(own)), labels if row else [''] * len(own), rotation=90, fontsize=7)
-            panel.set(title=f'{title}, patch {patch}', yscale='log' if measure == 'distance' else 'linear')
+            labels = [f'{head}, {what}' + (', freq.' if term == 'frequency' else '') for _, head, what, term in groups]
+            panel.set_xticks(range(len(labels)), labels if row else [''] * len(labels), rotation=90, fontsize=7)
+            panel.set(title=f'{name}, {title}', yscale='log' if measure == 'distance' else 'linear')
     save_figure(path, pyplot, figure)
 
 
