@@ -13,6 +13,7 @@ import torch
 from mmengine.runner import Runner
 
 from pixnerd_plugin.engine.config import load_config
+from pixnerd_plugin.engine.preemption import EXIT_REQUEUE
 from pixnerd_plugin.engine.resume import find_checkpoint
 from pixnerd_plugin.formats.atomic import atomic_path
 from pixnerd_plugin.models.flops import training_flops
@@ -70,7 +71,11 @@ def make_scorer(config: Any, classifier: str | Path, num: int, seed: int = 0) ->
 
 
 def train_variant(path: str, options: Mapping[str, Any], work_dir: Path, seed: int) -> Path:
-    """Train a config with ``options`` (dotted names to values), or find it trained; return the checkpoint."""
+    """Train a config with ``options`` (dotted names to values), or find it trained; return the checkpoint.
+
+    Raises:
+        SystemExit: if it was asked to stop (SIGTERM); the next call goes on from what was saved.
+    """
     config = load_config(path, options)
     found = find_checkpoint(work_dir)
     if found is not None and found.stem == f'iter_{config.train_cfg.max_iters}':
@@ -82,7 +87,10 @@ def train_variant(path: str, options: Mapping[str, Any], work_dir: Path, seed: i
     config.experiment_name = f'{work_dir.parent.name}_{work_dir.name}_{time.time_ns()}'
     if found is not None:
         config.resume, config.load_from = True, str(found)
-    Runner.from_cfg(config).train()
+    runner = Runner.from_cfg(config)
+    runner.train()
+    if getattr(runner.train_loop, 'preempted', False):
+        raise SystemExit(EXIT_REQUEUE)
     trained = find_checkpoint(work_dir)
     assert trained is not None
     return trained

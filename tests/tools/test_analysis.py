@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from pixnerd_plugin.engine import preemption
 from pixnerd_plugin.engine.config import load_config
 from pixnerd_plugin.evaluation.classifier import SmallConvNet, save_classifier
 from pixnerd_plugin.evaluation.study import training_gflops
@@ -111,6 +112,12 @@ def test_the_study_of_heads_trains_each_cell_once_and_compares_pairs(run, tmp_pa
     )
     arguments = ['--config', config, '--patches', 8, '--heads', 'DeCo', 'linear', '--terms', 'frequency', '--seeds', 0]
     arguments += ['--teraflops', 1e-6, '--samples', 100, '--classifier', classifier, '--out', tmp_path / 'out']
+    # Asked to stop, it keeps what is trained and takes no half-trained network for a whole one.
+    preemption._asked.set()
+    with pytest.raises(SystemExit, match='75'):
+        run('study_heads.py', *arguments)
+    assert list((tmp_path / 'out').glob('*/seed_0/iter_0.pth'))
+    assert not list((tmp_path / 'out').glob('*/seed_0/result.json'))
     printed = run('study_heads.py', *arguments, '--runs', 1)
     assert '3 runs are left' in printed
     printed = run('study_heads.py', *arguments)

@@ -118,8 +118,6 @@ def entries_of(config, cell: list) -> dict:
 
 def run(args, config, classifier: Path, scorer, cell: list, seed: int, teraflops: float) -> None:
     """Train and measure one cell in one seed."""
-    import time
-
     from pixnerd_plugin.evaluation import study
 
     entries = entries_of(config, cell)
@@ -127,12 +125,10 @@ def run(args, config, classifier: Path, scorer, cell: list, seed: int, teraflops
     path = result_path(args.out, cell, seed)
     entries = {**run_options(config, classifier, iters), **entries}
     print(f'Training {name_of(cell)}, seed {seed}, {iters} steps: {path.parent}', flush=True)
-    start = time.process_time()
     checkpoint = study.train_variant(args.config, entries, path.parent, seed)
-    seconds = time.process_time() - start
     result = study.measure_variant(args.config, entries, checkpoint, scorer, args.samples)
     keys = dict(zip(('patch', 'head', 'prediction', 'term'), cell, strict=True))
-    study.save_result(path, dict(keys, seed=seed, steps=iters, samples=args.samples, cpu_seconds=seconds, **result))
+    study.save_result(path, dict(keys, seed=seed, steps=iters, samples=args.samples, **result))
 
 
 def steps_of(path: str, entries: dict, teraflops: float) -> int:
@@ -176,17 +172,16 @@ def groups_of(results: list[dict]) -> dict[tuple, list[dict]]:
 
 
 def print_cells(results: list[dict], floor: dict) -> None:
-    print('| patch | head | predicts | frequency term | seeds | steps | CPU s | Fréchet distance | recognised |')
-    print('|---|---|---|---|---|---|---|---|---|')
+    print('| patch | head | predicts | frequency term | seeds | steps | Fréchet distance | recognised |')
+    print('|---|---|---|---|---|---|---|---|')
     for (patch, head, prediction, term), group in groups_of(results).items():
         distances = [r['distance'] for r in group]
         spread = f' ({min(distances):.2f} to {max(distances):.2f})' if len(group) > 1 else ''
-        seconds = statistics.mean(r['cpu_seconds'] for r in group)
         print(
             f'| {patch} | {head} | {prediction} | {"yes" if term == "frequency" else "no"} | {len(group)} | '
-            f'{group[0]["steps"]} | {seconds:.0f} | {statistics.mean(distances):.2f}{spread} | {share(group)} |'
+            f'{group[0]["steps"]} | {statistics.mean(distances):.2f}{spread} | {share(group)} |'
         )
-    print(f'| *real training pictures* | | | | | | | {floor["distance"]:.2f} | {100 * floor["accuracy"]:.0f} % |\n')
+    print(f'| *real training pictures* | | | | | | {floor["distance"]:.2f} | {100 * floor["accuracy"]:.0f} % |\n')
 
 
 def share(group: list[dict]) -> str:
