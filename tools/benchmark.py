@@ -18,6 +18,7 @@ VARIANTS = (
     'accumulate-2',
     'return-memory',
 )
+WAYS = ('float32', 'float32, packed', 'bfloat16', 'bfloat16, packed')
 DTYPES = ('float32', 'bfloat16')
 
 
@@ -69,6 +70,9 @@ def parse_args() -> argparse.Namespace:
     cpu.add_argument(
         '--steps', type=int, default=0, help='sample in so many steps; seconds are those of 100 (text: 25)'
     )
+
+    cpu.add_argument('--ways', nargs='+', choices=WAYS, help='ways to compute ours, where memory is short (all)')
+    cpu.add_argument('--no-autocast', action='store_true', help='leave the published code under autocast out')
 
     operators = commands.add_parser('operators', help='kernels that one forward asks a GPU for, counted without one')
     operators.add_argument('--model', choices=MODELS, default='xl16', help='network (xl16)')

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 def rms_norm(h: Tensor, weight: Tensor, eps: float | None) -> Tensor:
     """``h / sqrt(mean(h^2) + eps) * weight`` over the last dimension; weight ``(D,)`` in the dtype of ``h``."""
     # GPUs and the compiler have a fused kernel.
-    if eps is None or h.device.type != 'cpu' or _is_transformed():
+    if eps is None or h.device.type != 'cpu' or is_transformed():
         return F.rms_norm(h, weight.shape, weight, eps)
     if h.dtype in (torch.bfloat16, torch.float16) and not torch.is_grad_enabled():
         # In float32 once, where torch turns half precision to and fro.
@@ -37,7 +37,7 @@ def unit_columns(w: Tensor) -> Tensor:
     return w * w.square().sum(dim=-2, keepdim=True, dtype=exact).clamp_min(1e-24).rsqrt().to(w.dtype)
 
 
-def _is_transformed() -> bool:
+def is_transformed() -> bool:
     """Whether torch.compile or torch.func traces this call, which needs plain operations."""
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 

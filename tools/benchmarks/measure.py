@@ -27,10 +27,12 @@ def prepare(args: Any) -> None:
         raise ValueError('--device cuda: this machine has no usable GPU; leave it out or use cpu')
 
 
-def take_turns(calls: dict[str, Callable[[], Any]], rounds: int, clock: str, device: str) -> dict[str, list[float]]:
-    """Seconds of each call, run in the order A B A B …, after one round that does not count."""
-    seconds = [{name: _seconds(call, clock, device) for name, call in calls.items()} for _ in range(rounds + 1)]
-    return {name: [of_round[name] for of_round in seconds[1:]] for name in calls}
+def take_turns(
+    calls: dict[str, Callable[[], Any]], rounds: int, clock: str, device: str, warm: bool = True
+) -> dict[str, list[float]]:
+    """Seconds of each call, run in the order A B A B …; to ``warm`` up, after one round that does not count."""
+    seconds = [{name: _seconds(call, clock, device) for name, call in calls.items()} for _ in range(rounds + warm)]
+    return {name: [of_round[name] for of_round in seconds[warm:]] for name in calls}
 
 
 def take_turns_apart(

@@ -17,6 +17,8 @@ from pixnerd_plugin.functional.positions import ALIGNMENTS
 from pixnerd_plugin.models.layers import operations as own_operations
 from pixnerd_plugin.registry import MODELS
 
+from . import fused
+
 NORMALIZE = ('fc1', 'fc1_fc2', 'fc1_fc2_output')
 
 # Pixels evaluated at once without gradients. The widest activation then has 2**17 * 128 values, 64 MiB in float32.
@@ -49,6 +51,8 @@ class NeuralFieldHead(nn.Module):
             ``'fc1_fc2_output'`` also puts an RMSNorm before the last linear layer (paper Fig. 7a).
         alignment: ``'corners'`` (published) or ``'centers'``: where pixels lie if a side has more or fewer than ``P``
             (see :func:`~pixnerd_plugin.functional.positions.pixel_positions`).
+        kernel: on a GPU with Triton, evaluate the field by one kernel (see :mod:`.fused`); else, and always with
+            False, by torch's operations.
         operations: namespace of the layers with weights.
         factory: ``dtype`` and ``device`` of the weights.
     """
@@ -76,6 +80,7 @@ class NeuralFieldHead(nn.Module):
         num_frequencies: int = 8,
         normalize: str = 'fc1_fc2_output',
         alignment: str = 'corners',
+        kernel: bool = True,
         operations: Any = own_operations,
         **factory: Any,
     ):
@@ -97,6 +102,7 @@ class NeuralFieldHead(nn.Module):
         self.num_frequencies = num_frequencies
         self.normalize = normalize
         self.alignment = alignment
+        self.kernel = kernel
 
         # The published input layer, Linear(C + F -> D_x), in two parts: all patches share that of the coordinates.
         self.pixel_embed = operations.Linear(in_channels, width, bias=False, **factory)
@@ -138,6 +144,8 @@ class NeuralFieldHead(nn.Module):
         # The coordinates' part of the input layer, (h, w, D_x), is the same for all patches.
         table = self.coord_embed(features.to(pixels.dtype))
         flat, vectors = pixels.flatten(0, 1), s.flatten(0, 1)
+        if self.kernel and fused.takes(self, vectors):
+            return self._by_kernel(vectors, flat, table).unflatten(0, s.shape[:2])
         is_compiled = torch.compiler.is_compiling() and len(flat) * height * width <= COMPILED_WHOLE
         if chunk is None and (torch.is_grad_enabled() or is_compiled):
             return self._evaluate(self._weights(self.generator(vectors)), flat, table).unflatten(0, s.shape[:2])
@@ -155,7 +163,7 @@ class NeuralFieldHead(nn.Module):
         height, width = flat.shape[1:3]
         in_cache = flat.device.type == 'cpu' and not torch.compiler.is_compiling()
         limit = chunk or (CHUNK_IN_CACHE if in_cache else CHUNK)
-        generated_at_once = max(1, GENERATED_BYTES // (self.generator.out_features * vectors.element_size()))
+        generated_at_once = self._generated_at_once(vectors)
         patches_at_once = max(1, limit // (height * width))
         # Rather a quarter more than a few rows left over, as of a patch of 64x64 and the pixels it shares around it.
         rows_at_once = min(height, max(1, (limit + limit // 4) // (patches_at_once * width)))
@@ -171,6 +179,18 @@ class NeuralFieldHead(nn.Module):
                     velocity[part] = self._evaluate(weights, flat[part], table[part[1]])
                 first += len(generated)
         return velocity
+
+    def _generated_at_once(self, vectors: Tensor) -> int:
+        """Patches whose weights one product generates, without gradients."""
+        return max(1, GENERATED_BYTES // (self.generator.out_features * vectors.element_size()))
+
+    def _by_kernel(self, vectors: Tensor, flat: Tensor, table: Tensor) -> Tensor:
+        """Velocity of ``flat (N, h, w, C)``; only generated weights and velocities reach the memory."""
+        groups = [vectors] if torch.is_grad_enabled() else vectors.split(self._generated_at_once(vectors))
+        pixels, table = flat.flatten(1, 2), table.flatten(0, 1)
+        parts = zip(groups, pixels.split([len(group) for group in groups]), strict=True)
+        velocity = [fused.evaluate(self, self.generator(group), part, table) for group, part in parts]
+        return (velocity[0] if len(velocity) == 1 else torch.cat(velocity)).view(flat.shape)
 
     def _weights(self, generated: Tensor) -> list[tuple[Tensor, Tensor]]:
         """The weights ``W1 (N, D_x, r D_x)`` and ``W2 (N, r D_x, D_x)`` of each block, from the generator's output."""
