@@ -38,8 +38,12 @@ def unit_columns(w: Tensor) -> Tensor:
 
 
 def is_transformed() -> bool:
-    """Whether torch.compile or torch.func traces this call, which needs plain operations."""
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    """Whether torch.compile, torch.func or forward-mode differentiation follows, which need plain operations."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+    )
 
 
 def _reciprocal_rms(h: Tensor, eps: float) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .tables import kept
+
 NUM_FREQUENCIES = 128
 
 
@@ -25,6 +27,11 @@ def time_features(t: Tensor) -> Tensor:
     In float32, or in float64 for times in float64.
     """
     exact = t if t.dtype == torch.float64 else t.float()
-    exponents = torch.arange(NUM_FREQUENCIES, dtype=exact.dtype, device=t.device) / NUM_FREQUENCIES
-    angles = torch.outer(exact, 10.0**-exponents)
+    angles = torch.outer(exact, _frequencies(exact.dtype, exact.device))
     return torch.cat((angles.cos(), angles.sin()), dim=-1)
+
+
+@kept
+def _frequencies(dtype: torch.dtype, device: torch.device) -> Tensor:
+    exponents = torch.arange(NUM_FREQUENCIES, dtype=dtype, device=device) / NUM_FREQUENCIES
+    return 10.0**-exponents

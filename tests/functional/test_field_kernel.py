@@ -1,6 +1,7 @@
 """The field's Triton kernel against the head's own operations, on a GPU or in Triton's interpreter.
 
-Without a GPU: ``pip install triton``, then ``TRITON_INTERPRET=1 python -m pytest tests/functional/test_field_kernel.py``.
+Without a GPU: ``pip install triton``, then
+``TRITON_INTERPRET=1 python -m pytest tests/functional/test_field_kernel.py``.
 """
 
 import pytest

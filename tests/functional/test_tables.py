@@ -62,12 +62,25 @@ def test_complex_and_real_rotations_agree(monkeypatch, dtype):
     torch.manual_seed(0)
     q, k = torch.randn(2, 1, 2, 6, 8).to(dtype)
     table = rotary_table(torch.linspace(0, 3, 6), torch.linspace(2, 1, 6), 8)
-    found = rotate(q, k, table)
-    monkeypatch.setattr(torch.compiler, 'is_compiling', lambda: True)
     expected = rotate(q, k, table)
-    for a, b in zip(found, expected, strict=True):
-        assert a.dtype == dtype
-        assert relative_error(a, b) < (1e-2 if dtype == torch.bfloat16 else 1e-6)
+    # As on a GPU, with and without derivatives.
+    kept = q.clone()
+    with torch.no_grad():
+        drawn = rotary._turn(torch.stack((q, k)), table)
+    monkeypatch.setattr(torch.compiler, 'is_compiling', lambda: True)
+    for found in (rotate(q, k, table), drawn):
+        for a, b in zip(found, expected, strict=True):
+            assert a.dtype == dtype
+            assert relative_error(a, b) < (1e-2 if dtype == torch.bfloat16 else 1e-6)
+    assert torch.equal(q, kept)
+
+
+@torch.no_grad()
+def test_rotation_away_from_the_cpu_is_differentiated_forward():
+    q, table = torch.randn(2, 6, 8), rotary_table(torch.linspace(0, 3, 6), torch.linspace(2, 1, 6), 8)
+    # A rotation is linear.
+    _, slope = torch.func.jvp(lambda q: rotary._turn(q, table), (q,), (2 * q,))
+    torch.testing.assert_close(slope, 2 * rotary._turn(q, table))
 
 
 def test_a_pair_of_channels_turns_by_its_angle():
@@ -85,6 +98,6 @@ def test_both_are_turned_by_one_launch_away_from_the_cpu():
     turn = rotary._turn
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rotary, '_turn', lambda q, table: calls.append(q.shape) or turn(q, table))
-        turned = rotate(q, q, torch.empty(4, 4, 2, device='meta'))
+        turned = rotate(q, q, torch.empty(4, 4, 2, 2, device='meta'))
     assert calls == [(2, 1, 2, 4, 8)]
     assert [part.shape for part in turned] == [q.shape, q.shape]

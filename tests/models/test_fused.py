@@ -1,4 +1,4 @@
-"""When a field's kernel is used; the kernel itself, which needs Triton, is in ``tests/functional/test_field_kernel.py``."""
+"""When a field's kernel is used; tests of the kernel, which need Triton, are in ``functional/test_field_kernel.py``."""
 
 import logging
 
@@ -62,7 +62,8 @@ def test_one_that_fails_its_trial_is_not_used_and_said_once(kernel, caplog, fact
         found = head(s, pixels), head(s, pixels)
     assert [why in record.message for record in caplog.records] == [True]
     head.kernel = False
-    assert torch.equal(found[0], head(s, pixels)) and torch.equal(found[1], found[0])
+    expected = head(s, pixels)
+    assert [torch.equal(v, expected) for v in found] == [True, True]
 
 
 def test_the_trial_takes_a_head_in_inference_mode_and_under_autocast(kernel):

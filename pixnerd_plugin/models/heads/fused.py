@@ -33,7 +33,7 @@ def takes(head: Any, vectors: Tensor) -> bool:
     float32 only where torch may use TF32: the kernel is no gain there.
     """
     device = vectors.device
-    if device.type not in DEVICES or is_transformed() or torch.autograd.forward_ad._current_level >= 0:
+    if device.type not in DEVICES or is_transformed():
         return False
     dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else vectors.dtype
     if dtype not in (torch.bfloat16, torch.float16) and not (
