@@ -115,12 +115,13 @@ def check_shift(shift: float) -> float:
     return shift
 
 
-def check_finite(velocity: Tensor, t: Tensor | float) -> None:
-    """Check the network's output."""
-    if not torch.isfinite(velocity).all():
+def check_finite(values: Tensor, t: Tensor | float | None = None) -> None:
+    """Check the network's output at ``t``, or the picture without it."""
+    if not torch.isfinite(values).all():
+        what, when = ('picture', '') if t is None else ("model's output", f' at t = {float(t):.3f}')
         raise ValueError(
-            f"the model's output is not finite (NaN or infinity) at t = {float(t):.3f}: set weight_dtype of the model "
-            'loader to default, and check that the file, and any LoRA on it, is complete.'
+            f'the {what} is not finite (NaN or infinity){when}: set weight_dtype of the model loader to default, and '
+            'check that the file, and any LoRA on it, is complete.'
         )
 
 

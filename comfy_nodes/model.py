@@ -24,7 +24,7 @@ from pixnerd_plugin.checkpoints.layouts.published import describe_difference
 from pixnerd_plugin.checkpoints.metadata import default_sampling
 from pixnerd_plugin.models.backbones import PixNerdDiT
 
-from .guards import check_condition, refuse_unknown_conditions, warn_of_template
+from .guards import check_condition, check_finite, refuse_unknown_conditions, warn_of_template
 from .network import OPTIONS, ComfyPixNerdDiT
 from .text_encoder import MARK, text_encoder_target
 from .weights import METADATA_TENSOR, POSITIONS, POSITIONS_LAYER, describe, is_of_quantised, metadata_tensor, select
@@ -117,6 +117,11 @@ class PixNerdModel(comfy.model_base.BaseModel):
             self._has_warned = True
             cond = self._positive
         return cond
+
+    def process_latent_out(self, latent: Tensor) -> Tensor:
+        """The picture, which is finite if the output of all steps was."""
+        check_finite(latent)
+        return super().process_latent_out(latent)
 
     def state_dict_for_saving(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """As core's, with what the tensors do not tell as one more of them."""

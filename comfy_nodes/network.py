@@ -17,6 +17,12 @@ from .padding import area_grid, grid_of, pad, padded_size
 OPTIONS = 'pixnerd'
 """Key of ``transformer_options`` with ``token_grid``, ``field_chunk``, ``blend`` and ``record``; all optional."""
 
+CHECKED_EVERY = 8
+"""Calls of a run of which one is checked on a device that must be waited for; what is not finite stays so."""
+
+READ_AT_ONCE = ('cpu',)
+"""Devices whose numbers are read without waiting."""
+
 
 class Positions(nn.Module):
     """Learned positions ``(1, N, D)`` as a layer: core patches, casts and offloads layers, not bare parameters."""
@@ -35,6 +41,7 @@ class ComfyPixNerdDiT(PixNerdDiT):
     def __init__(self, image_model: str, dtype: torch.dtype | None = None, **architecture: Any):
         super().__init__(dtype=dtype, **architecture)
         self.dtype = dtype
+        self._calls: tuple[Any, int] = (None, 0)
         if self.text_dim is not None:
             weight = self.text_embed.positions
             del self.text_embed.positions
@@ -85,7 +92,9 @@ class ComfyPixNerdDiT(PixNerdDiT):
         if control is not None:
             raise ValueError('there is no ControlNet for PixNerd: take Apply ControlNet out.')
         refuse_foreign_patches(options)
-        check_sigma(float(timestep[0]))
+        is_checked = self._is_checked(options.get('sample_sigmas'), x.device)
+        if is_checked:
+            check_sigma(float(timestep[0]))
         settings = options.get(OPTIONS, {})
         height, width = x.shape[2:]
         fixed = area_grid((height, width), picture or (height, width), settings.get('token_grid'))
@@ -99,10 +108,24 @@ class ComfyPixNerdDiT(PixNerdDiT):
             s, pixels, grid, field_chunk=settings.get('field_chunk'), blend=settings.get('blend', 0.0), t=t
         )
         velocity = velocity[:, :, :height, :width]
-        check_finite(velocity, t[0])
+        if is_checked:
+            check_finite(velocity, t[0])
         if 'record' in settings:
             settings['record'](s, options)
         return -velocity
+
+    def _is_checked(self, sigmas: Tensor | None, device: torch.device) -> bool:
+        """Whether to read this call's numbers: always where that costs nothing, else once in some calls of a run.
+
+        The picture is checked at the end of a run (see :meth:`~.model.PixNerdModel.process_latent_out`).
+        """
+        if sigmas is None or device.type in READ_AT_ONCE:
+            return True
+        run, calls = self._calls
+        calls = calls + 1 if run is sigmas else 0
+        # The same tensor all through a run.
+        self._calls = (sigmas, calls)
+        return calls % CHECKED_EVERY == 0
 
 
 def step_end(timestep: Tensor, sigmas: Tensor | None) -> Tensor | None:

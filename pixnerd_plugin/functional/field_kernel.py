@@ -240,7 +240,7 @@ def _smallest(dtype: torch.dtype) -> float:
     return max(1e-12, torch.finfo(dtype).tiny)
 
 
-def _forward(tensors: tuple[Tensor | None, ...], unit_w2: bool, eps: float, keep: bool) -> tuple[Tensor, Tensor | None]:
+def _forward(tensors: tuple[Any, ...], unit_w2: bool, eps: float, keep: bool) -> tuple[Tensor, Tensor | None]:
     """The velocity and, to ``keep`` for the backward pass, what enters each block and the output ``(N, ., M, D_x)``."""
     pixels, table, generated, embed, norms, norm, proj, bias = tensors
     (patches, count, _), (depth, width) = pixels.shape, norms.shape

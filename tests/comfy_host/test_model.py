@@ -215,6 +215,30 @@ class TestBadInput:
         with pytest.raises(ValueError, match='not finite'):
             sample(model, conds)
 
+    def test_not_a_number_where_the_device_is_waited_for(self, model, net, conds, monkeypatch):
+        from comfy_nodes import network
+
+        monkeypatch.setattr(network, 'READ_AT_ONCE', ())
+        checked, check = [], network.check_finite
+        monkeypatch.setattr(network, 'check_finite', lambda v, t: checked.append(float(t)) or check(v, t))
+        own = model.model.diffusion_model
+        decode, calls = own.decode, []
+
+        def broken(*args, **kwargs):
+            calls.append(0)
+            return decode(*args, **kwargs) * (float('nan') if len(calls) > 10 else 1)
+
+        for _ in range(2):
+            sample(model, conds, steps=10)
+            # One call a step; the first and the ninth of each run.
+            assert len(checked) == 2
+            checked.clear()
+        monkeypatch.setattr(own, 'decode', broken)
+        with pytest.raises(ValueError, match='the picture is not finite'):
+            sample(model, conds, steps=12)
+        with pytest.raises(ValueError, match=r'output is not finite .* at t = 0\.000'):
+            sample(model, conds, steps=12)
+
     def test_a_latent_of_another_model(self, model, conds):
         with pytest.raises(ValueError, match='connect PixNerd Empty Image'):
             sample(model, conds, latent={'samples': torch.ones(1, 4, 64, 64)})

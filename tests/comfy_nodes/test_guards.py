@@ -50,6 +50,8 @@ def test_output_that_is_not_finite(value):
     check_finite(torch.zeros(2), 0.5)
     with pytest.raises(ValueError, match=r't = 0\.500: set weight_dtype'):
         check_finite(torch.tensor([0.0, value]), 0.5)
+    with pytest.raises(ValueError, match=r'the picture is not finite .*\): set weight_dtype'):
+        check_finite(torch.tensor([0.0, value]))
 
 
 def test_files():

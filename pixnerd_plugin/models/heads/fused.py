@@ -40,7 +40,8 @@ def takes(head: Any, vectors: Tensor) -> bool:
         dtype == torch.float32 and torch.get_float32_matmul_precision() != 'highest'
     ):
         return False
-    return _fits(head) and _has_triton() and _agrees(type(head), device, dtype, *_shape_of(head))
+    kind: Any = type(head)
+    return _fits(head) and _has_triton() and _agrees(kind, device, dtype, *_shape_of(head))
 
 
 def evaluate(head: Any, generated: Tensor, pixels: Tensor, table: Tensor) -> Tensor:
@@ -81,7 +82,7 @@ def _has_triton() -> bool:
 @cache
 @torch.inference_mode(False)
 @torch.enable_grad()
-def _agrees(kind: type, device: torch.device, dtype: torch.dtype, *shape: Any) -> bool:
+def _agrees(kind: Any, device: torch.device, dtype: torch.dtype, *shape: Any) -> bool:
     """Compare the kernel with a head's operations on a few patches of noise."""
     channels, width, depth, mlp_ratio, normalize = shape
     with torch.random.fork_rng(devices=[]), torch.autocast(device.type, enabled=False):
