@@ -97,11 +97,13 @@ def test_a_folder_that_is_no_checkout_is_named(benchmark, tmp_path):
 def test_the_gpu_command_measures_all_it_names_on_a_cpu_too(benchmark, tmp_path):
     benchmark('gpu', '--dry-run', '--out', str(tmp_path))
     rows = [json.loads(line) for line in (tmp_path / 'gpu.jsonl').read_text().splitlines()]
-    sections = ['machine', 'parity', 'roofline', 'forward', 'sampling', 'training step', 'large pictures']
+    sections = ['machine', 'parity', 'roofline', 'field', 'forward', 'sampling', 'training step', 'large pictures']
     assert list(dict.fromkeys(row['section'] for row in rows)) == sections
     exact = {row['case']: float(row['value']) for row in rows if row['section'] == 'parity'}
     assert len(exact) == 12
     assert all(error < (1e-5 if 'float32' in case else 2e-2) for case, error in exact.items())
+    # On a CPU both are the operations.
+    assert {row['value'] for row in rows if 'difference of velocities' in row['detail']} == {'0.0e+00'}
     assert not [row for row in rows if row['value'] in ('failed', 'out of memory')]
     assert len((tmp_path / 'gpu.md').read_text().splitlines()) == len(rows) + 2
 

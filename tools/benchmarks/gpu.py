@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pixnerd_plugin.formats.atomic import atomic_path
 
 from . import sample, train
+from .field import field
 from .golden import GOLDENS, golden_run
 from .measure import summary
 from .networks import SHAPES, build, relative_difference
@@ -232,6 +233,11 @@ def forward(report: Report, name: str, batches: tuple[int, ...], compiled: bool 
         if published is not None and report.has():
             with report.problems(f'{label}, published, eager'):
                 report.time(f'{label}, published, eager', theirs, eager.get(label))
+        if report.has():
+            net.head.kernel = False
+            with report.problems(f'{label}, field by operations'):
+                report.time(f'{label}, eager, field by operations', ours, eager.get(label))
+            net.head.kernel = True
         if report.device == 'cuda' and report.has():
             with report.problems(f'{label}, CUDA graph'):
                 report.time(f'{label}, eager in a CUDA graph', graphed(ours), eager.get(label))
@@ -351,6 +357,7 @@ JOBS: list[tuple[str, Callable[[Report], None]]] = [
     ('machine', machine),
     ('parity', parity),
     ('roofline', roofline),
+    ('field', field),
     ('forward', lambda report: forward(report, 'xl16', (1, 32))),
     ('sampling', sampling),
     ('training step', training),
