@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +110,8 @@ class Pipeline:
             batch_size: most pictures sampled at once.
             token_grid: ``(rows, columns)`` of tokens, for pictures of another size than the trained one.
             blend: joins the patches of finer pictures, 0.5 without seams; 0 is the published rule.
-            planned: take the times and the guided steps that the file has for this number of steps.
+            planned: take the times and the guided steps that the file has for this number of steps; not with
+                ``timeshift`` or ``guidance_interval``, which they replace.
             callback: called with a :class:`~pixnerd_plugin.sampling.Step` after each step of each batch.
             settings: in place of the file's: ``num_steps``, ``guidance_scale``, ``guidance_interval``, ``timeshift``,
                 and ``order`` where the solver has one; ``type`` names another solver.
@@ -129,7 +130,7 @@ class Pipeline:
         self.check(what, seeds, size, token_grid)
         sampler = self.sampler.replace(**settings)
         if planned:
-            sampler = self.plan(sampler)
+            sampler = self.plan(sampler, settings)
         pictures: list[Image.Image] = []
         for start in range(0, len(what), batch_size):
             part = slice(start, start + batch_size)
@@ -146,14 +147,18 @@ class Pipeline:
             pictures.extend(map(Image.fromarray, to_uint8(images)))
         return pictures
 
-    def plan(self, sampler: FlowSampler) -> FlowSampler:
+    def plan(self, sampler: FlowSampler, given: Iterable[str] = ()) -> FlowSampler:
         """``sampler`` with the times and the guided steps that the file has for it.
 
+        Args:
+            sampler: its solver, number of steps and guidance scale choose the plan.
+            given: names of the settings that the user gave.
+
         Raises:
-            ValueError: if the file has none for this solver, guidance scale and number of steps.
+            ValueError: if the file has none for this sampler, or a setting was given that a plan chooses itself.
         """
         with naming(self.path):
-            return apply_plan(sampler, self.plans)
+            return apply_plan(sampler, self.plans, given)
 
     def sample(
         self,

@@ -197,6 +197,8 @@ def check(args: argparse.Namespace) -> None:
             raise ValueError(f'--{name.replace("_", "-")} must be at least 1, got {getattr(args, name)}')
     if args.region and not args.decode:
         raise ValueError('--region is a region of the picture that --decode HxW renders; give both')
+    if args.planned and not (args.timeshift is None and args.interval is None):
+        raise ValueError('--planned takes times and guided steps of the file; leave out --timeshift and --interval')
 
 
 def read_seeds(args: argparse.Namespace) -> list[int]:

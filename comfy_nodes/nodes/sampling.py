@@ -219,6 +219,7 @@ class PixNerdSampler(io.ComfyNode):
         samples = _as_image(model, latent)
         if record_field:
             require_recordable(model, {'positive': positive, 'negative': negative}, latent, denoise)
+        overrides = bool(shift or guidance_end)
         shift = _shift_of(model, shift)
         widgets = Settings(steps, cfg, order, shift, guidance_start, guidance_end)
         metadata = model.model.model_config.metadata
@@ -229,7 +230,7 @@ class PixNerdSampler(io.ComfyNode):
             solver = _planned(solver, metadata, denoise)
             settings = settings._replace(start=solver.guidance_interval[0], end=solver.guidance_interval[1])
             sigmas = (1 - solver.timesteps).float()
-        logging.info('PixNerd Sampler: %s%s', settings, ', planned times' if planned else '')
+        logging.info('PixNerd Sampler: %s%s', settings, _planned_note(overrides) if planned else '')
         guided = _guided_inside(model, settings.start, settings.end)
         batch_index = latent.get('batch_index')
         noise = solver.limit(comfy.sample.prepare_noise(samples, seed, batch_index))
@@ -275,6 +276,11 @@ def _solver(settings: Settings) -> FlowSampler:
     return AdamsFlowSampler(
         settings.steps, settings.order, settings.cfg, interval, settings.shift, noise_limit=settings.noise_limit
     )
+
+
+def _planned_note(overrides: bool) -> str:
+    """What the log says of planned times, also where widgets of what a plan chooses are not 0."""
+    return ', planned times' + ('; shift, guidance_start and guidance_end are ignored' if overrides else '')
 
 
 def _planned(solver: FlowSampler, metadata: dict[str, Any], denoise: float) -> FlowSampler:

@@ -153,12 +153,23 @@ def descend(
     return choice, best
 
 
-def apply_plan(sampler: FlowSampler, plans: Sequence[dict[str, Any]]) -> FlowSampler:
+PLANNED = ('timeshift', 'guidance_interval', 'times')
+"""Settings of a sampler that a plan takes the place of."""
+
+
+def apply_plan(sampler: FlowSampler, plans: Sequence[dict[str, Any]], given: Iterable[str] = ()) -> FlowSampler:
     """The sampler with the times and the guided steps that a file's ``plans`` have for it.
 
+    Args:
+        sampler: its solver, number of steps and guidance scale choose the plan.
+        plans: those of the file.
+        given: names of the settings that the user gave; those that a plan chooses are refused.
+
     Raises:
-        ValueError: if there is none for this solver, its number of steps and its guidance scale.
+        ValueError: if there is no plan for this sampler, or a setting was given that it chooses itself.
     """
+    if chosen := [name for name in given if name in PLANNED]:
+        raise ValueError(f'its plans choose the times and the guided steps; leave out {" and ".join(chosen)}')
     if 'guidance' in sampler.config():
         raise ValueError('its plans are for classifier-free guidance; leave the other guidance out')
     if not sampler.deterministic:

@@ -100,6 +100,15 @@ class TestPlanned:
         assert error(result, solver.sample(build_net(kind), noise(), *conds[0])) <= 1e-4
         assert error(result, sample(model, conds, steps=4)['samples']) > 1e-3
 
+    def test_widgets_that_the_plan_stands_for_are_ignored_and_said_so(self, model, conds, caplog):
+        with caplog.at_level(logging.INFO):
+            own = sample(model, conds, steps=4, planned=True, guidance_end=0.0)['samples']
+            other = sample(model, conds, steps=4, planned=True, guidance_end=0.3, shift=2.0)['samples']
+        assert error(other, own) == 0
+        quiet, said = [record.message for record in caplog.records if 'planned times' in record.message]
+        assert 'ignored' not in quiet
+        assert said.endswith('planned times; shift, guidance_start and guidance_end are ignored')
+
     def test_what_it_does_not_hold_for_is_said(self, model, conds):
         with pytest.raises(ValueError, match=r'planned: .* no plan of 5 steps .* only of 4'):
             sample(model, conds, steps=5, planned=True)

@@ -146,3 +146,7 @@ def test_plans_travel_with_the_file_and_draw(tmp_path):
     assert plain[0].tobytes() != planned[0].tobytes()
     with pytest.raises(ValueError, match=r'b\.safetensors: it has no plan of 4 steps .* only of 3'):
         pipe(labels=[1], num_steps=4, planned=True)
+    # What a plan chooses cannot be chosen beside it.
+    with pytest.raises(ValueError, match=r'b\.safetensors: its plans choose .* leave out timeshift and guidance_in'):
+        pipe(labels=[1], timeshift=2.0, guidance_interval=(0.0, 0.5), planned=True)
+    assert pipe(labels=[1], num_steps=3, guidance_scale=2.0, planned=True)[0].tobytes() == planned[0].tobytes()
