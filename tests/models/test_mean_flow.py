@@ -178,10 +178,28 @@ def test_steps_grow_from_no_length_to_their_own():
         spans.append(float((r - t).max()))
         loss(net, images, torch.zeros(8, dtype=torch.long))
     assert spans == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1], abs=1e-3)
+    # Before, if it is asked for, so many batches of flow matching.
+    later = small_loss(flow_batches=2, warmup=4, equal_share=0.25)
+    for spent, length, equal in ((0, 0, 8), (1, 0, 8), (2, 0, 2), (4, 0.5, 2), (9, 1, 2)):
+        later.batches.fill_(spent)
+        t, r, found = later.draw_steps(8, torch.device('cpu'))
+        assert found == equal
+        assert float((r - t).max()) == pytest.approx(length, abs=0.1 * length)
     # A resumed run goes on with them.
     again = small_loss(warmup=4)
     again.load_state_dict(loss.state_dict())
     assert again.batches == 6
+
+
+def test_only_the_pictures_with_a_path_get_one():
+    # At several densities the path needs the base picture's velocities too; flow matching does not.
+    net, teacher, decoded = build_net(), build_net(step_end=False), []
+    decode = teacher.decode
+    teacher.decode = lambda s, *args, **kwargs: (decoded.append(len(s)), decode(s, *args, **kwargs))[1]
+    loss = small_loss(velocity_teacher=teacher, max_density=2, flow_batches=1, equal_share=0.5)
+    for _ in range(2):
+        loss(net, torch.randn(4, 3, 16, 16), torch.arange(4))
+    assert decoded == [4, 4, 2]
 
 
 def test_noise_is_drawn_within_its_limit():

@@ -40,8 +40,10 @@ class MeanFlowLoss(FlowMatchREPALoss):
         end_share: share whose steps end at the image: ``r = 1``.
         whole_share: share with the one step from noise to image: ``t = 0`` and ``r = 1``. All others have two of the
             drawn times as ``t`` and ``r``.
-        warmup: over so many batches the steps grow from no length to their own. Each length is learned from shorter
-            ones, and a network whose head begins anew gives no derivative to learn from.
+        flow_batches: the first so many batches have ``r = t`` only, for a network that has to learn the velocity first:
+            from scratch, or because it predicts the image and its weights are those of one that does not.
+        warmup: over so many batches after those the steps grow from no length to their own. Each length is learned
+            from shorter ones.
         noise_limit: cut the drawn noise to this many standard deviations on both sides, as the sampler's setting of
             this name does; 0 leaves it. A field gives the rarest values wrongly, and their derivative more so.
         power, offset: the weight of a picture is ``w = 1 / (e + offset)^power``, ``e`` its mean squared error.
@@ -62,6 +64,7 @@ class MeanFlowLoss(FlowMatchREPALoss):
         equal_share: float = 0.25,
         end_share: float = 0.25,
         whole_share: float = 0.15,
+        flow_batches: int = 0,
         warmup: int = 0,
         noise_limit: float = 0.0,
         power: float = 1.0,
@@ -76,6 +79,7 @@ class MeanFlowLoss(FlowMatchREPALoss):
                 f'MeanFlowLoss: equal_share, end_share and whole_share are {self.shares}; each must be 0 or more, and '
                 'all at most 1 together'
             )
+        self.flow_batches = flow_batches
         self.warmup = warmup
         self.noise_limit = noise_limit
         self.register_buffer('batches', torch.zeros((), dtype=torch.long))
@@ -100,9 +104,10 @@ class MeanFlowLoss(FlowMatchREPALoss):
         t[:end] = one[:end]
         r[:equal], r[equal:end] = one[:equal], 1
         t[end:whole], r[end:whole] = 0, 1
+        since = self.batches - self.flow_batches
         if self.warmup:
-            r = t + (r - t) * (self.batches / self.warmup).clamp(max=1)
-        return t, r, equal
+            r = t + (r - t) * (since / self.warmup).clamp(0, 1)
+        return (t, t, batch) if since < 0 else (t, r, equal)
 
     def forward(
         self,
@@ -149,12 +154,12 @@ class MeanFlowLoss(FlowMatchREPALoss):
             t = t.clamp(max=1 - MIN_TIME_LEFT)
             r = torch.maximum(t, r)
         batch = self.draw(net, images, cond, null_cond, noise, t, teacher_features, drop_mask)
-        target, tangent = self._velocities(net, batch, null_cond)
+        rest = slice(equal, None)
+        target, path = self._velocities(net, batch, null_cond, rest)
         correction = torch.zeros_like(target)
         if equal < len(t):
-            rest = slice(equal, None)
             with torch.no_grad():
-                slope = path_derivative(net, batch.rows(rest), r[rest], (tangent[0][rest], tangent[1][rest]))
+                slope = path_derivative(net, batch.rows(rest), r[rest], path)
             correction[rest] = (r - t)[rest].view(-1, 1, 1, 1) * slope
         s, features = net.encode(batch.x_t, t, batch.cond, r=r, feature_layer=self._aligned(batch))
         u = net.decode(s, batch.pixels, net.grid_of(batch.x_t), batch.positions, **time_of(net, t)).float()
@@ -166,23 +171,25 @@ class MeanFlowLoss(FlowMatchREPALoss):
         return losses | self._further_terms(batch, velocity, target, features)
 
     @torch.no_grad()
-    def _velocities(self, net: Any, batch: NoisyBatch, null_cond: Tensor | None) -> tuple[Tensor, Velocities]:
-        """The target ``v`` of the pixels, and the velocities of the path; in float32."""
+    def _velocities(
+        self, net: Any, batch: NoisyBatch, null_cond: Tensor | None, rest: slice
+    ) -> tuple[Tensor, Velocities]:
+        """The target ``v`` of the pixels, and the velocities of the paths of pictures ``rest``; in float32."""
         teacher, scale = self.velocity_teacher, self.guidance_scale
         source = net if teacher is None else teacher
-        path = _velocities_at(source, batch, batch.cond)
+        base, fine = _velocities_at(source, batch, batch.cond, rest)
         # What guidance of scale 2 adds.
-        added = (torch.zeros_like(path[0]), torch.zeros_like(path[1]))
+        added_base, added = torch.zeros_like(base), torch.zeros_like(fine)
         if scale != 1 and null_cond is not None:
-            null = _velocities_at(source, batch, null_cond.to(batch.cond).expand_as(batch.cond))
+            null_base, null = _velocities_at(source, batch, null_cond.to(batch.cond).expand_as(batch.cond), rest)
             low, high = self.guidance_interval
             # With the lower end, whose velocity is the limit from inside: the step from noise begins there.
             is_guided = ((batch.t >= low) & (batch.t < high)).view(-1, 1, 1, 1)
-            added = (is_guided * (path[0] - null[0]), is_guided * (path[1] - null[1]))
+            added_base, added = is_guided[rest] * (base - null_base), is_guided * (fine - null)
         if teacher is None:
-            return batch.velocity.float() + (1 - 1 / scale) * added[1], path
-        guided = (path[0] + (scale - 1) * added[0], path[1] + (scale - 1) * added[1])
-        return guided[1], guided
+            return batch.velocity.float() + (1 - 1 / scale) * added, (base, fine[rest])
+        guided = fine + (scale - 1) * added
+        return guided, (base + (scale - 1) * added_base, guided[rest])
 
 
 def path_derivative(net: Any, batch: NoisyBatch, r: Tensor, velocities: Velocities) -> Tensor:
@@ -201,10 +208,12 @@ def path_derivative(net: Any, batch: NoisyBatch, r: Tensor, velocities: Velociti
     return slope.float() if slope.dtype != torch.float64 else slope
 
 
-def _velocities_at(net: Any, batch: NoisyBatch, cond: Tensor) -> Velocities:
+def _velocities_at(net: Any, batch: NoisyBatch, cond: Tensor, rest: slice) -> Velocities:
+    """Those of the base pictures ``rest``, which is all that a path needs, and of all pixels."""
     s, _ = net.encode(batch.x_t, batch.t, cond)
     grid, time = net.grid_of(batch.x_t), time_of(net, batch.t)
-    base = net.decode(s, batch.x_t, grid, **time).float()
-    if batch.positions is None:
-        return base, base
-    return base, net.decode(s, batch.pixels, grid, batch.positions, **time).float()
+    fine = net.decode(s, batch.pixels, grid, batch.positions, **time).float()
+    if batch.positions is None or not len(s[rest]):
+        return fine[rest], fine
+    time = {name: value[rest] for name, value in time.items()}
+    return net.decode(s[rest], batch.x_t[rest], grid, **time).float(), fine
