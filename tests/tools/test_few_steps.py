@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from pixnerd_plugin import load_pipeline
+from pixnerd_plugin.evaluation.classifier import SmallConvNet, save_classifier
 from pixnerd_plugin.registry import MODELS
 from tests.training import ROOT
 
@@ -86,3 +87,25 @@ def test_few_steps_are_compared_and_drawn(run, tmp_path):
     # Three rows of ten digits, one step, two and the teacher's; and one at four times the size.
     assert Image.open(tmp_path / 'out/few_steps.png').size == (1316, 3 * 128 + 2 * 8)
     assert Image.open(tmp_path / 'out/fine.png').size == (1316, 128)
+
+
+def test_other_pictures_than_digits_are_recognised_by_their_classifier(run, tmp_path):
+    torch.manual_seed(0)
+    for index in range(200):
+        path = tmp_path / 'real' / 'ab'[index % 2] / f'{index}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(torch.randint(256, (8, 8, 3), dtype=torch.uint8).numpy()).save(path)
+    classifier, net = tmp_path / 'classifier.safetensors', SmallConvNet(2)
+    torch.nn.init.zeros_(net.fc.weight)
+    net.fc.bias.data = torch.tensor([1.0, 0.0])  # to this one everything is of the first class
+    save_classifier(net, classifier, class_names=['a', 'b'], size=(8, 8), accuracy=0.5)
+    student = save(tmp_path / 'student.safetensors', FEW, 8, step_end=True, num_classes=2)
+    options = ['--steps', 1, '--num', 101, '--data', tmp_path / 'real', '--out', tmp_path / 'out']
+    code, printed = run('few_steps.py', student, *options, '--classifier', classifier)
+    assert code is None
+    (row,) = json.loads((tmp_path / 'out/few_steps.json').read_text())
+    assert row['recognised'] == pytest.approx(51 / 101)
+    assert row['distance'] > 0
+    assert 'one half is' in printed
+    code, _ = run('few_steps.py', student, *options)
+    assert code.endswith('are no digits; give the --classifier that recognises them')

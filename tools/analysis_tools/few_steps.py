@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Compare digits drawn in a few steps with those of the network that was distilled.
+"""Compare pictures drawn in a few steps with those of the network that was distilled.
 
-For each number of steps: the share that a support-vector classifier recognises, and the Fréchet distance to the
-training digits in the features of a classifier of tools/train_classifier.py; of several checkpoints (seeds), one row
-each. Also drawn: ten digits a row, in one step, in two, and by the distilled network; and those of one step rendered at
-four times the size.
+For each number of steps: the share of the pictures that is recognised, and the Fréchet distance to real ones in the
+features of a classifier of tools/train_classifier.py; of several checkpoints (seeds), one row each. Digits are
+recognised by a support-vector classifier, other pictures by that of the features. Also drawn: ten pictures a row, in
+one step, in two, and by the distilled network; and those of one step rendered at four times the size.
 """
 
 import argparse
@@ -20,15 +20,13 @@ SCALE = 4
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('checkpoints', nargs='+', help='of mm_configs/pixnerd_digits_meanflow.py, one a seed')
+    parser.add_argument('checkpoints', nargs='+', help='networks of mean velocities, one a seed')
     parser.add_argument('--teacher', help='the network that was distilled, sampled with its own settings')
-    parser.add_argument(
-        '--teacher-noise-limit', type=float, default=2.0, help="noise limit of the teacher's sampler (2)"
-    )
-    parser.add_argument('--classifier', type=Path, help='of tools/train_classifier.py digits; without it, no distances')
+    parser.add_argument('--data', default='digits:train', help='real pictures, such as data/cifar10/test (digits)')
+    parser.add_argument('--classifier', type=Path, help='of tools/train_classifier.py; without it, no distances')
     parser.add_argument('--steps', type=int, nargs='+', default=[1, 2, 4, 8], help='(1 2 4 8)')
-    parser.add_argument('--num', type=int, default=500, help='digits, classes taking turns (500)')
-    parser.add_argument('--seed', type=int, default=0, help='seed of the first digit (0)')
+    parser.add_argument('--num', type=int, default=500, help='pictures, classes taking turns (500)')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the first picture (0)')
     options.add_device(parser)
     parser.add_argument('--out', type=Path, default=Path('work_dirs/few_steps'), help='folder for numbers and figure')
     return parser.parse_args()
@@ -41,11 +39,12 @@ def main(args: argparse.Namespace) -> None:
     from pixnerd_plugin.formats.atomic import atomic_path
     from pixnerd_plugin.images import image_grid, save_png, to_uint8
 
-    score = make_scorer(args.classifier)
+    score = make_scorer(args.data, args.classifier)
     results, pictures, last = [], [], None
     if args.teacher:
         pipe = load_pipeline(args.teacher, device=args.device, dtype='float32')
-        sampler = pipe.sampler.replace(noise_limit=args.teacher_noise_limit)
+        # The same noise as in the other rows.
+        sampler = pipe.sampler.replace(noise_limit=load_pipeline(args.checkpoints[0]).sampler.noise_limit)
         images = draw(pipe, sampler, args)
         results.append(dict(checkpoint=args.teacher, sampler=f'{sampler.num_steps} guided steps', **score(images)))
         last = images[:10]
@@ -59,7 +58,7 @@ def main(args: argparse.Namespace) -> None:
                 pictures.append(images[:10])
         if number == 0:
             sampler = pipe.sampler.replace(num_steps=args.steps[0])
-            _, field = pipe.sample(*first(args, 10), sampler=sampler, record_field=True)
+            _, field = pipe.sample(*first(pipe, args.seed, 10), sampler=sampler, record_field=True)
             fine = to_uint8(field.decode((pipe.size[0] * SCALE, pipe.size[1] * SCALE)))
     pictures += [] if last is None else [last]
     rows = [enlarge(image_grid(to_uint8(images), 10, gap=1), SCALE) for images in pictures]
@@ -74,40 +73,51 @@ def main(args: argparse.Namespace) -> None:
     print(f'figures: {args.out / "few_steps.png"}, and {args.out / "fine.png"} at {SCALE} times the size')
 
 
-def first(args: argparse.Namespace, count: int) -> tuple[list[int], list[int]]:
-    """Labels and seeds of the first digits."""
-    return [index % 10 for index in range(count)], list(range(args.seed, args.seed + count))
+def first(pipe, seed: int, count: int) -> tuple[list[int], list[int]]:
+    """Labels and seeds of the first pictures."""
+    return [index % pipe.net.num_classes for index in range(count)], list(range(seed, seed + count))
 
 
 def draw(pipe, sampler, args: argparse.Namespace):
-    """Digits ``(num, 3, H, W)``, a hundred at once."""
+    """Pictures ``(num, 3, H, W)``, a hundred at once."""
     import torch
 
-    labels, seeds = first(args, args.num)
+    labels, seeds = first(pipe, args.seed, args.num)
     parts = [slice(start, start + 100) for start in range(0, args.num, 100)]
     return torch.cat([pipe.sample(labels[part], seeds[part], sampler=sampler) for part in parts])
 
 
-def make_scorer(classifier: Path | None):
-    """A function from digits, classes taking turns, to ``recognised`` and, with a classifier, ``distance``."""
+def make_scorer(data: str, classifier: Path | None):
+    """A function from pictures, classes taking turns, to ``recognised`` and, with a classifier, ``distance``."""
     import torch
     from demo_digits import recognise
 
     from pixnerd_plugin.evaluation.classifier import ClassifierFeatures
     from pixnerd_plugin.evaluation.metrics import Statistics, frechet_distance
-    from pixnerd_plugin.evaluation.pictures import digit_images
+    from pixnerd_plugin.evaluation.pictures import open_images
     from pixnerd_plugin.images import to_uint8
 
+    is_digits = data.startswith('digits:')
+    if classifier is None and not is_digits:
+        raise ValueError(f'{data} are no digits; give the --classifier that recognises them')
     features = None if classifier is None else ClassifierFeatures(classifier)
-    real = None if features is None else Statistics.of(features(digit_images('train', (32, 32)).images).pool)
+    if features is not None:
+        pool = torch.cat([features(images).pool for images in open_images(data).batches(500)])
+        order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(0))
+        real, halves = Statistics.of(pool), pool[order].chunk(2)
+        print(f'{data}: one half is {frechet_distance(*map(Statistics.of, halves)):.2f} from the other')
 
     def score(images) -> dict[str, float]:
         pixels = to_uint8(images)
-        found = dict(recognised=float(recognise(pixels, [index % 10 for index in range(len(pixels))])))
-        if features is not None:
-            pool = features(torch.from_numpy(pixels).movedim(-1, 1)).pool
-            found['distance'] = frechet_distance(Statistics.of(pool), real)
-        return found
+        found = None if features is None else features(torch.from_numpy(pixels).movedim(-1, 1))
+        if is_digits:
+            recognised = float(recognise(pixels, [index % 10 for index in range(len(pixels))]))
+        else:
+            labels = torch.arange(len(pixels)) % features.num_classes
+            recognised = (found.logits.argmax(1) == labels).float().mean().item()
+        if found is None:
+            return dict(recognised=recognised)
+        return dict(recognised=recognised, distance=frechet_distance(Statistics.of(found.pool), real))
 
     return score
 

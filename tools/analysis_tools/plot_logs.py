@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TITLES = {
     'loss_flow': 'flow matching loss',
     'loss_repa': 'alignment loss (REPA)',
+    'error': 'error of the mean velocity (MeanFlow)',
     'grad_norm': 'gradient norm',
     'lr': 'learning rate',
     'images_per_second': 'pictures a second',
@@ -24,7 +25,7 @@ TITLES = {
     'skipped_steps': 'steps left out',
     'val/frechet_distance': 'Fréchet distance, held out (dotted: real pictures)',
 }
-LOGARITHMIC = ('loss_flow', 'grad_norm', 'val/frechet_distance')
+LOGARITHMIC = ('loss_flow', 'error', 'grad_norm', 'val/frechet_distance')
 HELD_OUT = 'val/'
 VALIDATED = ('val/loss_flow', 'val/frechet_distance', 'val/frechet_floor')
 FLOOR = {'val/frechet_distance': 'val/frechet_floor'}
