@@ -69,7 +69,10 @@ def test_stock_ksampler_with_euler_draws_the_same(model, net, conds, cfg, caplog
     assert sum('cfg and the negative prompt have no effect' in record.message for record in caplog.records) == 1
 
 
-def test_a_one_step_picture_decodes_at_any_size(model, net, conds):
+@pytest.mark.parametrize('prediction', ['velocity', 'image'])
+def test_a_one_step_picture_decodes_at_any_size(net, conds, tmp_path, prediction):
+    net = randomize(MODELS.build({**net.architecture(), 'prediction': prediction}), seed=2).eval()
+    model = load(net, tmp_path, sampling=OWN)
     latent = sample(model, conds, steps=1, record_field=True)
     _, field = reference(net, conds, 1, record_field=True)
     image = PixNerdDecode.execute(latent, 192, 128, 0, 0, 0, 0, 0.0, 0, 0).args[0]

@@ -49,18 +49,20 @@ def test_one_exact_step_is_the_end_of_the_path():
         torch.testing.assert_close(image, noise * torch.e**-2)
 
 
-def test_a_one_step_picture_decodes_at_any_size(tmp_path):
-    net, noise = build_net(), torch.randn(2, 3, 8, 8)
-    image, field = MeanFlowSampler(2).sample(
+@pytest.mark.parametrize('prediction', ['velocity', 'image'])
+@pytest.mark.parametrize('steps', [1, 2])
+def test_a_picture_of_few_steps_decodes_at_any_size(tmp_path, prediction, steps):
+    net, noise = build_net(prediction=prediction), torch.randn(2, 3, 8, 8)
+    image, field = MeanFlowSampler(steps).sample(
         net, noise, torch.tensor([1, 3]), record_field=True, field_dtype=torch.float32
     )
-    assert len(field.tokens) == 2
+    assert len(field.tokens) == steps
     torch.testing.assert_close(field.decode(), image)
     fine = field.decode((32, 32))
     assert fine.shape == (2, 3, 32, 32)
     field.save(tmp_path / 'field.safetensors')
     again = FieldTrajectory.load(tmp_path / 'field.safetensors')
-    assert again.sampler.config() == dict(type='MeanFlowSampler', num_steps=2, timeshift=1.0, noise_limit=0.0)
+    assert again.sampler.config() == dict(type='MeanFlowSampler', num_steps=steps, timeshift=1.0, noise_limit=0.0)
     torch.testing.assert_close(again.decode((32, 32)), fine)
 
 
