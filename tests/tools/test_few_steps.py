@@ -84,6 +84,7 @@ def test_few_steps_are_compared_and_drawn(run, tmp_path):
     rows = json.loads((tmp_path / 'out/few_steps.json').read_text())
     assert [row['sampler'] for row in rows] == ['4 guided steps', '1 step', '2 steps']
     assert '| 2 steps |' in printed
+    assert all(0 < row['grain'] < 255 for row in rows)
     # Three rows of ten digits, one step, two and the teacher's; and one at four times the size.
     assert Image.open(tmp_path / 'out/few_steps.png').size == (1316, 3 * 128 + 2 * 8)
     assert Image.open(tmp_path / 'out/fine.png').size == (1316, 128)

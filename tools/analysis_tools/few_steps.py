@@ -3,8 +3,9 @@
 
 For each number of steps: the share of the pictures that is recognised, and the Fréchet distance to real ones in the
 features of a classifier of tools/train_classifier.py; of several checkpoints (seeds), one row each. Digits are
-recognised by a support-vector classifier, other pictures by that of the features. Also drawn: ten pictures a row, in
-one step, in two, and by the distilled network; and those of one step rendered at four times the size.
+recognised by a support-vector classifier, other pictures by that of the features. Digits are grey, so how far their
+channels are from their mean, of 255, is the grain of a picture. Also drawn: ten pictures a row, in one step, in two,
+and by the distilled network; and those of one step rendered at four times the size.
 """
 
 import argparse
@@ -66,10 +67,11 @@ def main(args: argparse.Namespace) -> None:
     save_png(args.out / 'fine.png', image_grid(fine, 10, gap=SCALE))
     with atomic_path(args.out / 'few_steps.json') as temporary:
         temporary.write_text(json.dumps(results, indent=1) + '\n')
-    print('| checkpoint | sampler | recognised | Fréchet distance |\n|---|---|---|---|')
+    print('| checkpoint | sampler | recognised | Fréchet distance | grain |\n|---|---|---|---|---|')
     for row in results:
-        distance = f'{row["distance"]:.2f}' if 'distance' in row else '-'
-        print(f'| {row["checkpoint"]} | {row["sampler"]} | {row["recognised"]:.1%} | {distance} |'.replace('%', ' %'))
+        distance, grain = (f'{row[name]:.2f}' if name in row else '-' for name in ('distance', 'grain'))
+        recognised = f'{row["recognised"]:.1%}'.replace('%', ' %')
+        print(f'| {row["checkpoint"]} | {row["sampler"]} | {recognised} | {distance} | {grain} |')
     print(f'figures: {args.out / "few_steps.png"}, and {args.out / "fine.png"} at {SCALE} times the size')
 
 
@@ -88,7 +90,7 @@ def draw(pipe, sampler, args: argparse.Namespace):
 
 
 def make_scorer(data: str, classifier: Path | None):
-    """A function from pictures, classes taking turns, to ``recognised`` and, with a classifier, ``distance``."""
+    """A function from pictures, classes taking turns, to their scores."""
     import torch
     from demo_digits import recognise
 
@@ -109,15 +111,17 @@ def make_scorer(data: str, classifier: Path | None):
 
     def score(images) -> dict[str, float]:
         pixels = to_uint8(images)
-        found = None if features is None else features(torch.from_numpy(pixels).movedim(-1, 1))
+        scores = {}
         if is_digits:
-            recognised = float(recognise(pixels, [index % 10 for index in range(len(pixels))]))
-        else:
-            labels = torch.arange(len(pixels)) % features.num_classes
-            recognised = (found.logits.argmax(1) == labels).float().mean().item()
-        if found is None:
-            return dict(recognised=recognised)
-        return dict(recognised=recognised, distance=frechet_distance(Statistics.of(found.pool), real))
+            scores['recognised'] = float(recognise(pixels, [index % 10 for index in range(len(pixels))]))
+            scores['grain'] = float(abs(pixels - pixels.mean(-1, keepdims=True)).mean())
+        if features is not None:
+            found = features(torch.from_numpy(pixels).movedim(-1, 1))
+            scores['distance'] = frechet_distance(Statistics.of(found.pool), real)
+            if not is_digits:
+                labels = torch.arange(len(pixels)) % features.num_classes
+                scores['recognised'] = (found.logits.argmax(1) == labels).float().mean().item()
+        return scores
 
     return score
 
