@@ -58,10 +58,12 @@ def test_by_default_it_takes_the_steps_of_the_file(model, net, conds):
     assert error(result, reference(net, conds, 4)) <= 1e-4
 
 
-@pytest.mark.parametrize('cfg', [1.0, 6.0])
-def test_stock_ksampler_with_euler_draws_the_same(model, net, conds, cfg, caplog):
+@pytest.mark.parametrize(('cfg', 'prediction'), [(1.0, 'velocity'), (6.0, 'velocity'), (1.0, 'image')])
+def test_stock_ksampler_with_euler_draws_the_same(net, conds, cfg, prediction, caplog, tmp_path):
     from nodes import KSampler
 
+    net = randomize(MODELS.build({**net.architecture(), 'prediction': prediction}), seed=2).eval()
+    model = load(net, tmp_path, sampling=OWN)
     with caplog.at_level(logging.INFO):
         for _ in range(2):
             result = KSampler().sample(model, SEED, 4, cfg, 'euler', 'simple', *conds[1], empty())[0]['samples']
