@@ -1,15 +1,19 @@
 # Text to image on CIFAR-10 in three shapes of about 24x24 pixels, captioned by class, minutes on a CPU: docs/data.md.
-# tools/analysis_tools/crop_shapes.py makes the pictures (PIXNERD_CAPTIONS).
+# tools/analysis_tools/crop_shapes.py makes the pictures (PIXNERD_CAPTIONS), tools/train_classifier.py the teacher.
 _base_ = './pixnerd_t2i_tiny.py'
 image_size = 24
 max_aspect = 2.0
 patch_size = 8
+classifier = '{{$PIXNERD_CLASSIFIER:work_dirs/classifier.safetensors}}'
 model = dict(
-    backbone=dict(dim=96, depth=3, num_heads=4, text_length=16, position_rule='grid', head=dict(width=16)),
+    backbone=dict(text_length=16, position_rule='grid', head=dict(width=16, mlp_ratio=2)),
     conditioner=dict(max_length=16),
-    loss=dict(dim=96, projector_dim=96),
+    loss=dict(
+        align_layer=2, teacher=dict(type='ClassifierTeacher', weights=classifier, patch_size=patch_size), teacher_dim=96
+    ),
     sampler=dict(num_steps=12, guidance_scale=2.0),
 )
+optim_wrapper = dict(optimizer=dict(lr=2e-3))
 train_dataloader = dict(
     dataset=dict(
         pipeline=[
@@ -21,16 +25,13 @@ train_dataloader = dict(
     ),
     batch_sampler=dict(type='BucketBatchSampler', resolution=image_size, max_aspect=max_aspect, multiple=patch_size),
 )
-max_iters = 400
+max_iters = 2000
 train_cfg = dict(max_iters=max_iters)
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, end=50),
-    dict(type='CosineAnnealingLR', eta_min_ratio=0.05, by_epoch=False, begin=50, end=max_iters),
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, end=100),
+    dict(type='CosineAnnealingLR', eta_min_ratio=0.05, by_epoch=False, begin=100, end=max_iters),
 ]
-# The classifier takes pictures of every shape (tools/train_classifier.py).
-feature_extractor = dict(
-    type='ClassifierFeatures', weights='{{$PIXNERD_CLASSIFIER:work_dirs/classifier.safetensors}}', any_size=True
-)
+feature_extractor = dict(type='ClassifierFeatures', weights=classifier, any_size=True)
 prompts = ['airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck']
 sizes = [(16, 32), (24, 24), (32, 16)]
 custom_hooks = [

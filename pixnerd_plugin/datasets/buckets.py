@@ -119,14 +119,15 @@ class BucketBatchSampler(Sampler):
         if resolution is None:
             own, numbers = np.unique(shapes, axis=0, return_inverse=True)
             buckets = [(int(height), int(width)) for height, width in own]
-            numbers = numbers.reshape(-1).astype(np.uint16)
+            numbers = numbers.reshape(-1)
             side = next((h for h, w in buckets if h == w), round(math.sqrt(np.prod(own, axis=1).mean())))
         else:
             buckets, side = make_buckets(resolution, max_aspect, multiple), resolution
             numbers = merge_rare(nearest_buckets(shapes, buckets), buckets, batch_size)
             _log_buckets(numbers, buckets, shapes, max_aspect)
-        used, self._numbers = np.unique(numbers, return_inverse=True)
+        used, numbers = np.unique(numbers, return_inverse=True)
         self.buckets = [buckets[number] for number in used]
+        self._numbers = numbers.astype(np.min_scalar_type(len(used)))  # one or two bytes a picture, as a rule
         self.resolution = side
         self._counts = np.bincount(self._numbers)
 

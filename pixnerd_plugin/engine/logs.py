@@ -55,6 +55,13 @@ def read_scalars(work_dir: str | Path, strict: bool = False) -> dict[int, dict[s
     return dict(sorted(entries.items()))
 
 
+def is_validated(work_dir: str | Path, iteration: int) -> bool:
+    """Whether a run has logged a validation at an iteration."""
+    logs = Path(work_dir).glob('*/vis_data/scalars.json')
+    lines = itertools.chain.from_iterable(log.read_text(errors='replace').splitlines(keepends=True) for log in logs)
+    return any('"val/' in line and line.endswith('\n') and _step(line) == iteration for line in lines)
+
+
 def set_aside_after(work_dir: str | Path, iteration: int) -> None:
     """Take lines of later iterations, and an incomplete line, out of all logs of a work folder.
 

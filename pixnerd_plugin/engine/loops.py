@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import broadcast_object_list, get_rank, get_world_size
+from mmengine.dist import broadcast_object_list, get_rank, get_world_size, is_main_process
 from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop
 
 from pixnerd_plugin.formats.torch_writer import save_torch
 from pixnerd_plugin.registry import LOOPS
 
+from .logs import is_validated
 from .plain import plain
 from .preemption import Preemption, busy, step_ended
 from .workers import BROKEN, prepare_workers, worker_died
@@ -91,6 +92,10 @@ class ResumableTrainLoop(BaseLoop):
     def run(self) -> torch.nn.Module:
         runner = self.runner
         if self._iter >= self.max_iters:
+            if self._last_validation_is_missing():
+                runner.call_hook('before_train')
+                self._validate()
+                runner.call_hook('after_train')
             runner.logger.warning(
                 f'This run is finished: {self._iter} of {self.max_iters} iterations are done. To train on, raise '
                 'train_cfg.max_iters and resume with --reset-schedule.'
@@ -122,6 +127,14 @@ class ResumableTrainLoop(BaseLoop):
         runner.call_hook('after_train_epoch')
         runner.call_hook('after_train')
         return runner.model
+
+    def _last_validation_is_missing(self) -> bool:
+        """Whether a run that has all its iterations was killed before it logged its last validation."""
+        if self.runner.val_loop is None:
+            return False
+        missing = [is_main_process() and not is_validated(self.runner.work_dir, self._iter)]
+        broadcast_object_list(missing)
+        return missing[0]
 
     def _validate(self) -> None:
         """Validate if it is due: between iterations, so that a run that resumes here does so too."""

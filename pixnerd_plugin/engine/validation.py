@@ -41,8 +41,11 @@ class ValidationLoop(ValLoop):
     is dropped. Training goes on as if nothing had happened: random numbers, gradients and weights are as before.
 
     The metrics get one dict a picture: its ``number``, its time ``t`` and each loss term. If a metric has
-    ``needs_samples``, also its ``picture`` (3, H, W), uint8, and for even numbers a ``sample`` drawn from the same
+    ``needs_samples``, also its ``picture`` (3, H, W), uint8, and one of every two a ``sample`` drawn from the same
     condition.
+
+    Metrics with a method ``names(model)``, which returns the names of what they will measure or None, let a wrong name
+    in the config be found at the start.
 
     Args:
         runner, dataloader, evaluator: as for mmengine's ``ValLoop``. The data's sampler must be mmengine's
@@ -70,6 +73,12 @@ class ValidationLoop(ValLoop):
             if hasattr(metric, 'prepare'):
                 metric.prepare(len(self.dataloader.dataset))
         self._draws = any(getattr(metric, 'needs_samples', False) for metric in self.evaluator.metrics)
+
+    def metric_names(self) -> set[str] | None:
+        """The names of all that will be measured; None if a metric does not tell them before."""
+        model = self.runner.model.module if is_model_wrapper(self.runner.model) else self.runner.model
+        found = [metric.names(model) if hasattr(metric, 'names') else None for metric in self.evaluator.metrics]
+        return None if None in found else {name for names in found for name in names}
 
     @torch.no_grad()
     def run(self) -> dict[str, float]:
@@ -140,7 +149,7 @@ class ValidationLoop(ValLoop):
             for i, number in enumerate(numbers)
         ]
         if self._draws:
-            chosen = [i for i, number in enumerate(numbers) if number % 2 == 0]
+            chosen = [i for i, number in enumerate(numbers) if is_drawn(number)]
             kept = {key: _pick(values, chosen) for key, values in conditions.items()}
             own = [generators[i] for i in chosen]
             samples = _to_uint8(model.sample(kept, noise[chosen], generators=own)) if chosen else base[:0]
@@ -165,6 +174,9 @@ class LossByTime(BaseMetric):
             raise ValueError(f'LossByTime: time_bins must be at least 0, got {time_bins}')
         self.time_bins = time_bins
 
+    def names(self, model: Any) -> list[str] | None:
+        return getattr(model.loss, 'names', None)
+
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         self.results += [
             {name: value for name, value in sample.items() if name == 't' or name.startswith('loss')}
@@ -181,6 +193,13 @@ class LossByTime(BaseMetric):
                 middle = (index + 0.5) / self.time_bins
                 metrics |= {f'{name}_by_time/{middle:.3g}': _mean([r[name] for r in inside]) for name in names}
         return metrics
+
+
+def is_drawn(number: int) -> bool:
+    """Whether picture ``number`` has a sample: one of each pair, on every one of any number of ranks about half."""
+    # Rank r has the pictures r, r + ranks, ...: the even ones would all be on the even ranks.
+    pair, second = divmod(number, 2)
+    return bool(second) == ((pair * _GOLDEN) % 1 >= 0.5)
 
 
 def times(loss: Any, numbers: Sequence[int]) -> Tensor:

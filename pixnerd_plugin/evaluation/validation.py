@@ -20,9 +20,9 @@ from .metrics import Statistics, frechet_distance
 class FrechetDistance(BaseMetric):
     """Fréchet distance between samples and held-out pictures, and its floor.
 
-    ``frechet_distance`` compares a sample for each even-numbered picture, drawn from the same condition, with the
-    odd-numbered pictures. ``frechet_floor`` compares the even-numbered pictures themselves with the odd-numbered ones,
-    which is what samples as good as real pictures would get.
+    Of every two pictures, one has a sample, drawn from its condition. ``frechet_distance`` compares the samples with
+    the other pictures. ``frechet_floor`` compares the pictures that have one with the others: it is what samples as
+    good as real pictures would get.
 
     Args:
         feature_extractor: a :class:`~.features.FeatureExtractor` or a dict to build it from. Half of the held-out
@@ -35,6 +35,9 @@ class FrechetDistance(BaseMetric):
         super().__init__()
         self.extractor: FeatureExtractor = build(MODELS, feature_extractor)
         self._known: dict[int, Tensor] = {}
+
+    def names(self, model: Any) -> list[str]:
+        return ['frechet_distance', 'frechet_floor']
 
     def prepare(self, number: int) -> None:
         """Check, before training, that ``number`` pictures are enough.
@@ -67,12 +70,12 @@ class FrechetDistance(BaseMetric):
             self.results.append(dict(number=number, real=self._known[number], sample=samples.get(number)))
 
     def compute_metrics(self, results: list[dict[str, Any]]) -> dict[str, float]:
-        odd = Statistics.of(torch.stack([r['real'] for r in results if r['sample'] is None]))
-        even, samples = (
+        others = Statistics.of(torch.stack([r['real'] for r in results if r['sample'] is None]))
+        real, samples = (
             Statistics.of(torch.stack([r[kind] for r in results if r['sample'] is not None]))
             for kind in ('real', 'sample')
         )
-        return dict(frechet_distance=frechet_distance(samples, odd), frechet_floor=frechet_distance(even, odd))
+        return dict(frechet_distance=frechet_distance(samples, others), frechet_floor=frechet_distance(real, others))
 
     def _features(self, pictures: Sequence[Tensor]) -> list[Tensor]:
         if not pictures:

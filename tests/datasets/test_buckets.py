@@ -57,6 +57,14 @@ def test_buckets_have_the_area_of_the_square_and_whole_patches(resolution, multi
         assert abs(height * width / resolution**2 - 1) <= 0.2
 
 
+def test_a_data_set_may_have_more_shapes_than_two_bytes_can_count():
+    shapes = Shapes([(number // 300 + 1, number % 300 + 1) for number in range(70_000)])
+    batches = make(shapes, batch_size=1, order=dict(shuffle=False))
+    assert len(batches.buckets) == 70_000
+    for index in (0, 4464, 65_535, 65_536, 69_999):
+        assert batches.buckets[batches._numbers[index]] == shapes[index]
+
+
 def test_more_elongated_buckets_are_a_matter_of_max_aspect():
     assert make_buckets(256, 1.0) == [(256, 256)]
     assert make_buckets(32, 2.0, 8) == [(48, 24), (40, 24), (32, 32), (24, 40), (24, 48)]

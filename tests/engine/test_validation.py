@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -12,11 +13,11 @@ from PIL import Image
 from pixnerd_plugin.engine.config import load_config
 from pixnerd_plugin.engine.hooks import BestCheckpointHook
 from pixnerd_plugin.engine.logs import read_scalars
-from pixnerd_plugin.engine.validation import LossByTime, ValidationLoop, times
+from pixnerd_plugin.engine.validation import LossByTime, ValidationLoop, is_drawn, times
 from pixnerd_plugin.evaluation import FeatureExtractor, Features, FrechetDistance
 from pixnerd_plugin.evaluation.metrics import Statistics, frechet_distance
 from pixnerd_plugin.models.frozen import FrozenModel
-from pixnerd_plugin.registry import MODELS
+from pixnerd_plugin.registry import METRICS, MODELS
 from tests.training import CONFIG, assert_same_training_state, load, train
 
 
@@ -129,8 +130,59 @@ def test_the_best_weights_are_kept(tmp_path, validated):
     averaged = load(validated / f'iter_{best["meta"]["iter"]}.pth')['state_dict']
     assert all(torch.equal(tensor, averaged[name]) for name, tensor in best['state_dict'].items())
     wrong = HELD_OUT | dict(custom_hooks=[dict(type='BestCheckpointHook', save_best='accuracy')])
-    with pytest.raises(ValueError, match=r"save_best='accuracy' is no metric; there are: frechet_distance, frechet_fl"):
-        train(tmp_path, train_cfg__max_iters=1, **wrong)
+    with pytest.raises(
+        ValueError, match=r"'accuracy' is no metric; there are: frechet_distance, frechet_floor, loss_fl"
+    ):
+        train(tmp_path, **wrong)
+    assert not list(tmp_path.glob('*.pth'))  # before anything was trained
+
+
+def test_a_metric_that_does_not_tell_its_names_is_asked_in_the_first_validation(tmp_path):
+    @METRICS.register_module(force=True)
+    class Silent(LossByTime):
+        names = property()
+
+    hooks = [dict(type='BestCheckpointHook', save_best='los_flow')]
+    with pytest.raises(ValueError, match=r"save_best='los_flow' is no metric; there are: loss_flow"):
+        train(tmp_path, **HELD_OUT | dict(custom_hooks=hooks, val_evaluator=[dict(type='Silent')]))
+    assert (tmp_path / 'iter_2.pth').exists()
+
+
+def test_a_validation_that_a_kill_cut_off_at_the_end_is_made_up(tmp_path, validated):
+    shutil.copytree(validated, tmp_path, dirs_exist_ok=True)
+    (log,) = tmp_path.glob('*/vis_data/scalars.json')
+    lines = log.read_text().splitlines(keepends=True)
+    assert '"val/' in lines[-1]
+    log.write_text(''.join(lines[:-1]) + lines[-1][:20])
+    (tmp_path / 'best.pth').unlink()
+    for _ in range(2):  # the second time, nothing is missing
+        train(tmp_path, resume=True, **TRAINED, **HELD_OUT)
+        assert held_out(tmp_path) == held_out(validated)
+    assert load(tmp_path / 'best.pth')['meta']['iter'] == 6
+    logs = tmp_path.glob('*/vis_data/scalars.json')
+    assert sum('"val/' in line for log in logs for line in log.read_text().splitlines()) == 3
+
+
+def test_one_of_every_two_pictures_has_a_sample_on_all_ranks_alike(tmp_path, monkeypatch):
+    assert all(is_drawn(number) != is_drawn(number + 1) for number in range(0, 1000, 2))
+    for ranks in range(1, 17):
+        for rank in range(ranks):
+            own = [is_drawn(number) for number in range(rank, 100 * ranks, ranks)]
+            assert 40 <= sum(own) <= 60, (rank, ranks)
+    found = []
+
+    @METRICS.register_module(force=True)
+    class Drawn(LossByTime):
+        needs_samples = True
+
+        def process(self, data_batch, data_samples):
+            super().process(data_batch, data_samples)
+            found.extend((entry['number'], 'sample' in entry) for entry in data_samples)
+
+    monkeypatch.setattr('pixnerd_plugin.engine.validation.get_world_size', lambda: 2)
+    monkeypatch.setattr('pixnerd_plugin.engine.validation.get_rank', lambda: 1)
+    train(tmp_path, train_cfg__max_iters=1, **HELD_OUT | dict(val_evaluator=[dict(type='Drawn')]))
+    assert found == [(number, is_drawn(number)) for number in range(1, 41, 2)]
 
 
 def test_times_are_spread_as_in_training():

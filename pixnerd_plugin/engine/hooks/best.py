@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from mmengine.hooks import Hook
@@ -25,7 +25,8 @@ class BestCheckpointHook(Hook):
         rule: ``'less'`` if a smaller value is better, or ``'greater'``.
 
     Raises:
-        ValueError: if the rule is another, or, at the first validation, if no metric has that name.
+        ValueError: if the rule is another, or if no metric has that name: at the start, or at the first validation if
+            a metric does not tell its names before.
     """
 
     def __init__(self, save_best: str = 'loss_flow', rule: str = 'less'):
@@ -34,12 +35,14 @@ class BestCheckpointHook(Hook):
         self.save_best = save_best.removeprefix('val/')
         self.rule = rule
 
+    def before_train(self, runner: Any) -> None:
+        names = getattr(runner.val_loop, 'metric_names', lambda: None)()
+        if names is not None:
+            self._require(names)
+
     def after_val_epoch(self, runner: Any, metrics: Mapping[str, float] | None = None) -> None:
         known = {name: value for name, value in (metrics or {}).items() if '/' not in name}
-        if self.save_best not in known:
-            raise ValueError(
-                f'BestCheckpointHook: save_best={self.save_best!r} is no metric; there are: {", ".join(sorted(known))}'
-            )
+        self._require(known)
         value, key = known[self.save_best], f'best_{self.save_best}'
         hub = runner.message_hub
         best = hub.get_info(key) if key in hub.runtime_info else None
@@ -64,3 +67,9 @@ class BestCheckpointHook(Hook):
             return
         hub.update_info(key, value)
         runner.logger.info(f'{NAME}: {self.save_best} {value:.4g} at iteration {runner.iter}')
+
+    def _require(self, known: Collection[str]) -> None:
+        if self.save_best not in known:
+            raise ValueError(
+                f'BestCheckpointHook: save_best={self.save_best!r} is no metric; there are: {", ".join(sorted(known))}'
+            )

@@ -122,6 +122,12 @@ class FlowMatchREPALoss(nn.Module):
     def teacher(self) -> Callable[[Tensor], Tensor] | None:
         return self._teacher[0]
 
+    @property
+    def names(self) -> list[str]:
+        """The names of the terms that a call without ``teacher_features`` returns."""
+        aligned = ['loss_repa'] if self.teacher is not None else []
+        return ['loss_flow', *aligned, *(f'loss_{term.name}' for term in self.terms)]
+
     def draw_time(self, batch: int, device: torch.device) -> Tensor:
         """Log-normal times ``(B,)``: ``sigmoid(N(time_mean, time_std^2))``, then the shift."""
         logits = self.time_mean + self.time_std * torch.randn(batch, device=device)
