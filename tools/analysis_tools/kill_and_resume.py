@@ -3,8 +3,8 @@
 
 Trains CONFIG once in peace and once under fire: every process is killed (SIGKILL) at a random moment after training
 has begun, in half of the cases only one of them, and started again with --resume, as often as asked. Then the two last
-checkpoints (weights, averages, optimiser, schedules, history of the logs) and the two logs are compared. Repeated for
-each number of processes, the batch being divided among them; a figure shows all curves.
+checkpoints (weights, averages, optimiser, schedules, history of the logs), the best ones (best.pth) and the two logs
+are compared. Repeated for each number of processes, the batch being divided among them; a figure shows all curves.
 
   python tools/analysis_tools/kill_and_resume.py mm_configs/pixnerd_digits.py --processes 1 2 --kills 20 \\
       --iterations 150 --save-every 5 --batch-size 16
@@ -174,6 +174,10 @@ def differences(whole: Path, parts: Path, iterations: int) -> str:
         checkpoint['log_history'] = {key: value for key, value in history.items() if not is_measured(key)}
     keys = ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers', 'log_history')
     names = [key for key in keys if not equal(last[0][key], last[1][key])]
+    best = [folder / 'best.pth' for folder in (whole, parts)]
+    if any(path.exists() for path in best):
+        states = [torch.load(path, weights_only=True)['state_dict'] if path.exists() else None for path in best]
+        names += [] if equal(*states) else ['best.pth']
     logs = [
         {step: {key: value for key, value in entry.items() if not is_measured(key)} for step, entry in steps.items()}
         for steps in (read_scalars(whole, strict=True), read_scalars(parts, strict=True))
