@@ -2,14 +2,14 @@
 # tools/analysis_tools/crop_shapes.py makes the pictures (PIXNERD_CAPTIONS), tools/train_classifier.py the teacher.
 _base_ = './pixnerd_t2i_tiny.py'
 image_size = 24
-max_aspect = 2.0
-patch_size = 8
 classifier = '{{$PIXNERD_CLASSIFIER:work_dirs/classifier.safetensors}}'
 model = dict(
     backbone=dict(text_length=16, position_rule='grid', head=dict(width=16, mlp_ratio=2)),
     conditioner=dict(max_length=16),
     loss=dict(
-        align_layer=2, teacher=dict(type='ClassifierTeacher', weights=classifier, patch_size=patch_size), teacher_dim=96
+        align_layer=2,
+        teacher=dict(_delete_=True, type='ClassifierTeacher', weights=classifier, patch_size=8),
+        teacher_dim=96,
     ),
     sampler=dict(num_steps=12, guidance_scale=2.0),
 )
@@ -23,7 +23,7 @@ train_dataloader = dict(
             dict(type='PackInputs'),
         ]
     ),
-    batch_sampler=dict(type='BucketBatchSampler', resolution=image_size, max_aspect=max_aspect, multiple=patch_size),
+    batch_sampler=dict(type='BucketBatchSampler', resolution=image_size, max_aspect=2.0, multiple=8),
 )
 max_iters = 2000
 train_cfg = dict(max_iters=max_iters)
