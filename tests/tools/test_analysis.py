@@ -69,6 +69,18 @@ def test_the_linear_head_gets_what_the_field_spends(measure):
     assert cost(linear) == pytest.approx(cost(field), rel=0.01)
 
 
+def test_muon_takes_so_many_fewer_steps_as_each_of_its_takes_longer():
+    tool = runpy.run_path(str(TOOLS / 'sweep.py'))
+    variants = tool['trained_variants']('optimizer', load_config(SMALL), [], 200, rates=[0.002], muon_steps=0.75)
+    configs = {name: load_config(SMALL, {'train_cfg.max_iters': 200, **entries}) for name, entries in variants.items()}
+    assert {name: config.train_cfg.max_iters for name, config in configs.items()} == {
+        'AdamW, rate 0.002': 200,
+        'Muon, rate 0.002': 150,
+    }
+    assert {config.optim_wrapper.optimizer.lr for config in configs.values()} == {0.002}
+    assert configs['Muon, rate 0.002'].param_scheduler[1].end == 150
+
+
 @pytest.mark.slow
 def test_a_sweep_trains_measures_draws_and_goes_on(run, tmp_path):
     classifier = tmp_path / 'classifier.safetensors'

@@ -29,6 +29,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('axes', nargs='+', choices=AXES, metavar='AXIS', help=', '.join(AXES))
     parser.add_argument('--config', default='mm_configs/ablations/digits_small.py', help='network and data (digits)')
     parser.add_argument('--patches', type=int, nargs='+', default=[8, 16], help='patch sizes of the axis head (8 16)')
+    parser.add_argument('--rates', type=float, nargs='+', default=RATES, help='learning rates of the axis optimizer')
+    parser.add_argument(
+        '--muon-steps',
+        type=float,
+        default=MUON_STEPS,
+        help='steps of Muon that take as long as one of AdamW (0.82, as on the digits)',
+    )
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1], help='one training each (0 1)')
     parser.add_argument('--iters', type=options.numbers(2), help="training steps (the config's)")
     parser.add_argument(
@@ -60,7 +67,7 @@ def main(args: argparse.Namespace) -> None:
     if not classifier.is_file() and not args.only_draw:
         train_classifier(config, classifier)
     trained = {
-        axis: trained_variants(axis, config, args.patches, args.iters)
+        axis: trained_variants(axis, config, args.patches, args.iters, args.rates, args.muon_steps)
         for axis in args.axes
         if axis not in ('guidance', 'solver')
     }
@@ -88,6 +95,8 @@ def claim_folder(args: argparse.Namespace, config) -> None:
         '--samples': args.samples,
         '--classifier': str(args.classifier),
     }
+    if 'optimizer' in args.axes:
+        settings['--muon-steps'] = args.muon_steps
     if {'guidance', 'solver'} & set(args.axes):
         settings['--checkpoint'] = str(args.checkpoint)
     claim(args.out, settings)
@@ -125,7 +134,9 @@ def train_classifier(config, path: Path) -> None:
     print(f'{path}: right on {share:.1%} of {len(test[0])} pictures it was not trained on'.replace('%', ' %'))
 
 
-def trained_variants(axis: str, config, patches: list[int], iters: int | None = None) -> dict[str, dict]:
+def trained_variants(
+    axis: str, config, patches: list[int], iters: int | None = None, rates=RATES, muon_steps: float = MUON_STEPS
+) -> dict[str, dict]:
     """Names of an axis' variants, and the config entries that make each."""
     head = config.model.backbone.head
     if axis == 'head':
@@ -142,14 +153,14 @@ def trained_variants(axis: str, config, patches: list[int], iters: int | None = 
         return variants
     if axis == 'optimizer':
         rate = 'optim_wrapper.optimizer.lr'
-        shorter = length_options(config, max(2, round(MUON_STEPS * (iters or config.train_cfg.max_iters))))
+        shorter = length_options(config, max(2, round(muon_steps * (iters or config.train_cfg.max_iters))))
         muon = {
             'optim_wrapper.constructor': 'MuonConstructor',
             'optim_wrapper.optimizer': dict(_delete_=True, type='MuonAdamW'),
         }
         # The rate in its own option, because an option with _delete_ forgets what others set.
-        return {f'AdamW, rate {lr}': {rate: lr} for lr in RATES} | {
-            f'Muon, rate {lr}': {**shorter, **muon, rate: lr} for lr in RATES
+        return {f'AdamW, rate {lr}': {rate: lr} for lr in rates} | {
+            f'Muon, rate {lr}': {**shorter, **muon, rate: lr} for lr in rates
         }
     values = dict(
         normalize=['fc1', 'fc1_fc2', 'fc1_fc2_output'],
