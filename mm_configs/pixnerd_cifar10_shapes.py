@@ -3,17 +3,15 @@
 _base_ = './pixnerd_t2i_tiny.py'
 image_size = 24
 classifier = '{{$PIXNERD_CLASSIFIER:work_dirs/classifier.safetensors}}'
+net = dict(dim=128, depth=3, num_heads=4, text_length=16, position_rule='grid', head=dict(width=16, mlp_ratio=2))
+teacher = dict(_delete_=True, type='ClassifierTeacher', weights=classifier, patch_size=8)
 model = dict(
-    backbone=dict(text_length=16, position_rule='grid', head=dict(width=16, mlp_ratio=2)),
+    backbone=net,
     conditioner=dict(max_length=16),
-    loss=dict(
-        align_layer=2,
-        teacher=dict(_delete_=True, type='ClassifierTeacher', weights=classifier, patch_size=8),
-        teacher_dim=96,
-    ),
+    loss=dict(align_layer=2, dim=128, projector_dim=128, teacher=teacher, teacher_dim=96),
     sampler=dict(num_steps=12, guidance_scale=2.0),
 )
-optim_wrapper = dict(optimizer=dict(lr=2e-3))
+optim_wrapper = dict(optimizer=dict(lr=3e-3))
 train_dataloader = dict(
     dataset=dict(
         pipeline=[
@@ -25,7 +23,7 @@ train_dataloader = dict(
     ),
     batch_sampler=dict(type='BucketBatchSampler', resolution=image_size, max_aspect=2.0, multiple=8),
 )
-max_iters = 2000
+max_iters = 1200
 train_cfg = dict(max_iters=max_iters)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, end=100),

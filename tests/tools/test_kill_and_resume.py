@@ -1,18 +1,42 @@
+import contextlib
 import runpy
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
-from tests.training import CONFIG, ROOT, run_tool
+from tests.training import CONFIG, ROOT, run_tool, start_tool
+
+
+def running(work_dir):
+    """Processes that train in a folder."""
+    found = []
+    for path in Path('/proc').glob('[0-9]*/cmdline'):
+        with contextlib.suppress(OSError):
+            found += [path.parent.name] if str(work_dir).encode() in path.read_bytes() else []
+    return found
 
 
 @pytest.mark.slow
 def test_a_run_killed_at_random_ends_as_if_it_had_not_been(tmp_path):
     options = ['--processes', '1', '--kills', '2', '--iterations', '24', '--save-every', '3', '--batch-size', '4']
-    done = run_tool(
-        sys.executable, 'tools/analysis_tools/kill_and_resume.py', CONFIG, *options, '--work-dir', tmp_path / 'proof'
-    )
+    command = [sys.executable, 'tools/analysis_tools/kill_and_resume.py', CONFIG, *options]
+    command += ['--work-dir', tmp_path / 'proof']
+    with start_tool(*command, stdout=subprocess.PIPE) as interrupted:
+        assert any(line.startswith('kill 1:') for line in interrupted.stdout)
+        log = tmp_path / 'proof/1_killed/output.txt'
+        size = log.stat().st_size
+        while interrupted.poll() is None and log.stat().st_size == size:  # until the next start
+            time.sleep(0.02)
+        interrupted.terminate()
+    assert interrupted.returncode != 0
+    assert not running(tmp_path / 'proof')
+
+    done = run_tool(*command)
     assert done.returncode == 0, done.stderr + done.stdout
+    assert 'kill 1:' not in done.stdout
     assert 'killed 2 times: the same to the last bit' in done.stdout
     assert (tmp_path / 'proof/kill_and_resume.png').exists()
 

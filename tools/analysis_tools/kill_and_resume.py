@@ -4,7 +4,8 @@
 Trains CONFIG once in peace and once under fire: every process is killed (SIGKILL) at a random moment after training
 has begun, in half of the cases only one of them, and started again with --resume, as often as asked. Then the two last
 checkpoints (weights, averages, optimiser, schedules, history of the logs), the best ones (best.pth) and the two logs
-are compared. Repeated for each number of processes, the batch being divided among them; a figure shows all curves.
+are compared. Repeated for each number of processes, the batch being divided among them; a figure shows all curves. The
+same command goes on where it was interrupted (Ctrl-C or SIGTERM).
 
   python tools/analysis_tools/kill_and_resume.py mm_configs/pixnerd_digits.py --processes 1 2 --kills 20 \\
       --iterations 150 --save-every 5 --batch-size 16
@@ -16,16 +17,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PORT = 29571
+KILLS = 'kills.json'
+"""In the folder of a killed run: the options of this tool, and the iteration reached at each kill."""
 
 
 def parse_args() -> argparse.Namespace:
@@ -43,16 +48,16 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    moments = random.Random(args.seed)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what runs, as Ctrl-C does
     runs, same = {}, True
     for processes in args.processes:
         whole, parts = (args.work_dir / f'{processes}_{kind}' for kind in ('whole', 'killed'))
-        if parts.exists():
-            raise ValueError(f'{parts} exists; give another --work-dir, or remove it')
+        if parts.exists() and not (parts / KILLS).exists():
+            raise ValueError(f'{parts} exists and is not of this tool; give another --work-dir, or remove it')
         started = time.perf_counter()
         finish(start(args, processes, whole), whole)  # one that is there already is not trained again
         print(f'{processes} processes, in peace: {time.perf_counter() - started:.0f} s', flush=True)
-        starts = run_under_fire(args, processes, whole, parts, moments)
+        starts = run_under_fire(args, processes, whole, parts)
         found = differences(whole, parts, args.iterations)
         same = same and not found
         print(f'{processes} processes, killed {args.kills} times: {found or "the same to the last bit"}', flush=True)
@@ -65,33 +70,40 @@ def main(args: argparse.Namespace) -> None:
         raise ValueError('a resumed run differs from the uninterrupted one')
 
 
-def run_under_fire(args, processes: int, whole: Path, parts: Path, moments: random.Random) -> list[int]:
+def run_under_fire(args, processes: int, whole: Path, parts: Path) -> list[int]:
     """Train, killed ``args.kills`` times; return the iterations at which training began again."""
     from pixnerd_plugin.engine.logs import read_scalars
 
     steps = read_scalars(whole)
     pace = sum(entry['time'] for entry in steps.values()) / len(steps)
-    starts = []
-    for kill in range(args.kills):
-        process, before = start(args, processes, parts), newest_log(parts)
+    settings = {key: str(value) for key, value in vars(args).items() if key not in ('processes', 'work_dir')}
+    there = json.loads((parts / KILLS).read_text()) if parts.exists() else dict(settings=settings, starts=[])
+    if there['settings'] != settings:
+        raise ValueError(f'{parts} was begun with other options; give another --work-dir, or remove it')
+    starts = there['starts']
+    for kill in range(len(starts), args.kills):
+        parts.mkdir(parents=True, exist_ok=True)
+        (parts / KILLS).write_text(json.dumps(dict(settings=settings, starts=starts)))
+        moments = random.Random(f'{args.seed} {processes} {kill}')
+        before = newest_log(parts)
         # So many iterations after the start, and then at any moment of the next one, its checkpoint included; spread
         # over the run, and before its end.
-        left = args.iterations - max(starts, default=0)
+        left = args.iterations - (max(read_scalars(parts), default=0) if before else 0)
         due = max(1, min(moments.randint(1, max(1, 2 * args.iterations // args.kills)), left - 2))
-        while lines_after(parts, before) < due:
-            if process.poll() is not None:
-                raise ValueError(f'a start failed or training was over after {kill} kills; see {parts}/output.txt')
-            time.sleep(0.01)
-        time.sleep(moments.uniform(0, pace))
+        process = start(args, processes, parts)
+        with killed_on_error(process):
+            while lines_after(parts, before) < due:
+                if process.poll() is not None:
+                    raise ValueError(f'a start failed or training was over after {kill} kills; see {parts}/output.txt')
+                time.sleep(0.01)
+            time.sleep(moments.uniform(0, pace))
         alive = descendants(process.pid)
         workers = [
             pid for pid in alive if b'--launcher' in command_line(pid) and b'torch.distributed' not in command_line(pid)
         ]
         one = processes > 1 and workers and moments.random() < 0.5
         victims = [moments.choice(workers)] if one else [process.pid, *alive]
-        for pid in victims:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        kill_all(victims)
         process.wait()
         wait_for_end(alive)
         time.sleep(1)  # mmengine names the log of a start by the second
@@ -100,6 +112,7 @@ def run_under_fire(args, processes: int, whole: Path, parts: Path, moments: rand
         print(f'kill {kill + 1}: {"one process" if one else "all processes"}, logged up to {starts[-1]}', flush=True)
         if starts[-1] >= args.iterations:
             raise ValueError(f'training was over after {kill + 1} kills; give more --iterations')
+    (parts / KILLS).write_text(json.dumps(dict(settings=settings, starts=starts)))
     finish(start(args, processes, parts), parts)
     return starts
 
@@ -127,8 +140,26 @@ def start(args, processes: int, work_dir: Path) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen, work_dir: Path) -> None:
-    if process.wait() != 0:
+    with killed_on_error(process):
+        process.wait()
+    if process.returncode != 0:
         raise ValueError(f'training ended with exit code {process.returncode}; see {work_dir}/output.txt')
+
+
+@contextlib.contextmanager
+def killed_on_error(process: subprocess.Popen) -> Iterator[None]:
+    """End a training with this tool."""
+    try:
+        yield
+    except BaseException:
+        kill_all([process.pid, *descendants(process.pid)])
+        raise
+
+
+def kill_all(pids: list[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def newest_log(work_dir: Path) -> Path | None:
