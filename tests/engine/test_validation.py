@@ -4,7 +4,9 @@ import itertools
 import json
 import logging
 import shutil
+import sys
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -89,6 +91,18 @@ def test_tensorboard_has_them_beside_those_of_training(validated):
     assert [event.step for event in found.Scalars('loss_flow')] == list(range(1, 7))
     logged = [entry['val/loss_flow'] for entry in held_out(validated).values()]
     assert [event.value for event in found.Scalars('val/loss_flow')] == pytest.approx(logged)
+
+
+def test_wandb_gets_them_too(tmp_path, monkeypatch):
+    wandb = MagicMock()
+    monkeypatch.setitem(sys.modules, 'wandb', wandb)
+    backends = dict(visualizer__vis_backends=[dict(type='LocalVisBackend'), dict(type='WandbVisBackend')])
+    train(tmp_path, train_cfg__max_iters=2, **HELD_OUT | backends)
+    logged = [call.args[0] for call in wandb.log.call_args_list]
+    (expected,) = held_out(tmp_path).values()
+    (found,) = [entry for entry in logged if 'val/loss_flow' in entry]
+    assert {name: found[name] for name in expected} == expected
+    assert [entry['iter'] for entry in logged if 'loss' in entry] == [1, 2]
 
 
 def test_the_loss_is_that_of_the_averaged_weights_with_fixed_noise_and_times(tmp_path, validated):
