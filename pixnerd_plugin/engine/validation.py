@@ -77,8 +77,13 @@ class ValidationLoop(ValLoop):
     def metric_names(self) -> set[str] | None:
         """The names of all that will be measured; None if a metric does not tell them before."""
         model = self.runner.model.module if is_model_wrapper(self.runner.model) else self.runner.model
-        found = [metric.names(model) if hasattr(metric, 'names') else None for metric in self.evaluator.metrics]
-        return None if None in found else {name for names in found for name in names}
+        told: set[str] = set()
+        for metric in self.evaluator.metrics:
+            names = metric.names(model) if hasattr(metric, 'names') else None
+            if names is None:
+                return None
+            told.update(names)
+        return told
 
     @torch.no_grad()
     def run(self) -> dict[str, float]:
