@@ -89,9 +89,9 @@ def _agrees(kind: Any, device: torch.device, dtype: torch.dtype, *shape: Any) ->
         torch.manual_seed(0)
         head = kind(16, 8, channels, width, depth, mlp_ratio, normalize=normalize, kernel=False).to(device, dtype)
         vectors, pixels, gradient = (
-            torch.randn(size).to(device, dtype) for size in ((2, 16), (2, 5, 8, channels), (2, 40, channels))
+            torch.randn(size).to(device, dtype) for size in ((2, 16), (2, 6, 8, channels), (2, 48, channels))
         )
-        table = head.coord_embed(head._features((5, 8), None, device).to(dtype))
+        table = head.coord_embed(head._features((6, 8), None, device).to(dtype))
         generated = head.generator(vectors)
         leaves = [generated, *head.pixel_embed.parameters(), *head.norms.parameters(), *head.proj.parameters()]
         expected = head._evaluate(head._weights(generated), pixels, table).flatten(1, 2)
