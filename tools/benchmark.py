@@ -74,6 +74,10 @@ def parse_args() -> argparse.Namespace:
     cpu.add_argument('--ways', nargs='+', choices=WAYS, help='ways to compute ours, where memory is short (all)')
     cpu.add_argument('--no-autocast', action='store_true', help='leave the published code under autocast out')
 
+    compiling = commands.add_parser('compile', help='seconds and graphs of compiling, and the kernels it leaves')
+    common(compiling, batch=[1])
+    compiling.add_argument('--backend', default='inductor', help="of torch.compile (inductor); 'eager' compiles nothing")
+
     operators = commands.add_parser('operators', help='kernels that one forward asks a GPU for, counted without one')
     operators.add_argument('--model', choices=MODELS, default='xl16', help='network (xl16)')
     operators.add_argument('--depth', type=int, help='transformer blocks')

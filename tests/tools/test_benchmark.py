@@ -72,6 +72,15 @@ def test_every_way_of_computing_on_a_cpu_has_a_row(benchmark, steps):
     assert all(0 < error < 0.05 for error in errors[2:])
 
 
+def test_compiling_by_block_makes_two_graphs_whatever_the_depth(benchmark):
+    rows = benchmark('compile', '--model', 'tiny', '--depth', '2', '--backend', 'eager', *TINY)
+    graphs = {row[0]: row[2] for row in rows}
+    assert graphs == {
+        f'{what}, {how}': '2' for what in ('forward', 'forward and backward') for how in ('by block', 'whole')
+    }
+    assert all(float(row[1]) > 0 for row in rows)
+
+
 def test_table_has_a_row_a_network(benchmark, in_this_process):
     rows = benchmark('table', '--models', 'tiny', '--steps', '2', '--no-train', *TINY)
     assert [row[:2] for row in rows] == [['tiny', 'ours']]
