@@ -76,7 +76,7 @@ def parse_args() -> argparse.Namespace:
 
     compiling = commands.add_parser('compile', help='seconds and graphs of compiling, and the kernels it leaves')
     common(compiling, batch=[1])
-    compiling.add_argument('--backend', default='inductor', help="of torch.compile (inductor); 'eager' compiles nothing")
+    compiling.add_argument('--backend', default='inductor', help='of torch.compile (inductor)')
 
     operators = commands.add_parser('operators', help='kernels that one forward asks a GPU for, counted without one')
     operators.add_argument('--model', choices=MODELS, default='xl16', help='network (xl16)')
