@@ -1,4 +1,4 @@
-# What tools/analysis_tools/study_heads.py varies: a network of 0.7 M parameters on digits, half a minute a run on a core.
+# What tools/analysis_tools/study_heads.py varies: a network of 0.7 M parameters on digits, a minute a run on a core.
 _base_ = '../pixnerd_digits.py'
 image_size = 32
 max_density = 1  # the linear head knows base pixels only
