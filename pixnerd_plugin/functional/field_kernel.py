@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 # Pixels of a patch that a program holds at once, and its warps: the most that leaves all values in registers, as ptxas
-# reports for bfloat16 fields of width 64 on sm_80 and sm_90.
+# reports for bfloat16 fields of width 64 on sm_90.
 FORWARD = dict(PIXELS=64, num_warps=4)
 BACKWARD = dict(PIXELS=32, num_warps=8)
 
