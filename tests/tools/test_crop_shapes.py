@@ -18,9 +18,9 @@ def test_pictures_are_cut_at_their_centre_and_captioned(tmp_path):
     tool = runpy.run_path(str(ROOT / 'tools/analysis_tools/crop_shapes.py'))
     tool['main'](Namespace(folder=tmp_path / 'cifar', out=tmp_path / 'out'))
     cut = {path.name: np.asarray(Image.open(path)) for path in sorted((tmp_path / 'out/train').glob('*.png'))}
-    assert np.array_equal(cut['cat_0.png'], pixels[8:24])
-    assert np.array_equal(cut['cat_1.png'], pixels[:, 8:24])
-    assert np.array_equal(cut['cat_2.png'], pixels[4:28, 4:28])
+    assert np.array_equal(cut['cat_0.png'], pixels[12:20])
+    assert np.array_equal(cut['cat_1.png'], pixels[:, 12:20])
+    assert np.array_equal(cut['cat_2.png'], pixels[8:24, 8:24])
     assert {path.read_text() for path in (tmp_path / 'out/train').glob('*.txt')} == {'cat'}
     assert {shape: len(list((tmp_path / 'out/test' / shape).iterdir())) for shape in ('wide', 'tall', 'square')} == {
         'wide': 3,

@@ -1,14 +1,14 @@
 #!/usr/bin/env python
 """Cut CIFAR-10 to pictures of three shapes, captioned by class, to train and measure on several shapes.
 
-FOLDER/train/CLASS/* becomes OUT/train/*.png, wide (16x32), tall (32x16) and square (24x24) in turns, with a .txt beside
+FOLDER/train/CLASS/* becomes OUT/train/*.png, wide (8x32), tall (32x8) and square (16x16) in turns, with a .txt beside
 each; FOLDER/test/CLASS/* becomes OUT/test/SHAPE/*.png, every picture in every shape, to measure against.
 """
 
 import argparse
 from pathlib import Path
 
-SHAPES = dict(wide=(16, 32), tall=(32, 16), square=(24, 24))
+SHAPES = dict(wide=(8, 32), tall=(32, 8), square=(16, 16))
 
 
 def parse_args() -> argparse.Namespace:
