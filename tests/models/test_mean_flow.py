@@ -7,7 +7,7 @@ import torch
 
 from pixnerd_plugin.models.losses import MeanFlowLoss
 from pixnerd_plugin.models.losses.flow_match_repa import NoisyBatch
-from pixnerd_plugin.models.losses.mean_flow import path_derivative, velocity_after
+from pixnerd_plugin.models.losses.mean_flow import path_derivative
 from pixnerd_plugin.registry import MODELS
 
 TEXT_DIM = 6
@@ -128,40 +128,6 @@ def test_the_gradient_is_that_of_the_mean_velocity_alone_and_weighted_by_picture
     (error / (error.detach() + 0.5)).mean().backward()
     for mine, parameter in zip(ours, net.parameters(), strict=True):
         torch.testing.assert_close(mine, parameter.grad)
-
-
-@pytest.mark.parametrize('split', [0.1, 0.5])
-def test_a_split_step_has_the_mean_of_its_two_parts(split):
-    # dx/dt = a t: the mean velocity over [t, r] is a (t + r) / 2, and the first part goes at a t.
-    a, t, r = 3.0, torch.tensor([0.0, 0.4]), torch.tensor([1.0, 0.8])
-    teacher = Path(lambda x, t, r: a * t + 0 * x)
-    loss = small_loss(velocity_teacher=teacher, split=split)
-    given = dict(noise=torch.randn(2, 3, 4, 4), t=t, r=r)
-    loss(Path(lambda x, t, r: a * (t + r) / 2 + 0 * x), torch.zeros(2, 3, 4, 4), torch.zeros(2).long(), **given)
-    # All that is off is the velocity of the first part, by half of what it changes there.
-    off = split * a * split * (r - t) / 2
-    torch.testing.assert_close(loss.per_image['error'], off.square())
-    with pytest.raises(ValueError, match=r'split=1\.0 must be 0'):
-        small_loss(split=1.0)
-
-
-def test_a_split_step_tends_to_the_derivative():
-    net, given = (
-        build_net(),
-        dict(noise=torch.randn(2, 3, 8, 8), t=torch.tensor([0.1, 0.3]), r=torch.tensor([0.8, 1.0])),
-    )
-    images, cond, found = torch.randn(2, 3, 8, 8), torch.tensor([0, 1]), []
-    batch = small_loss().draw(net, images, cond, noise=given['noise'], t=given['t'])
-    path = net(batch.x_t, batch.t, cond).detach()
-    span = (given['r'] - given['t']).view(-1, 1, 1, 1)
-    slope = path_derivative(net, batch, given['r'], (path, path)).detach()
-    with torch.no_grad():
-        u = net(batch.x_t, batch.t, cond, r=given['r'])
-        for share in (0.02, 0.01):
-            after = velocity_after(net, batch, given['r'], (path, path), share)
-            found.append(((after - u) / share - span * slope).norm() / (span * slope).norm())
-    assert found[1] < 0.1
-    assert found[1] < 0.6 * found[0]
 
 
 def test_guidance_is_learned_inside_the_interval():

@@ -46,16 +46,12 @@ class MeanFlowLoss(FlowMatchREPALoss):
             from shorter ones.
         noise_limit: cut the drawn noise to this many standard deviations on both sides, as the sampler's setting of
             this name does; 0 leaves it. A field gives the rarest values wrongly, and their derivative more so.
-        split: above 0, no derivative is taken: the first ``split`` of a step goes at ``v``, and the rest, from ``s``
-            there, at the network's own ``u(x_s, s, r)`` (arXiv 2507.16884). The target ``split v + (1 - split) u(x_s)``
-            is that of the derivative in the limit of 0. It is coarser, costs one evaluation, and cannot be larger than
-            what it is made of, whereas a network that is not smooth along the path has a derivative of mere noise.
         power, offset: the weight of a picture is ``w = 1 / (e + offset)^power``, ``e`` its mean squared error.
         velocity_teacher: a network with ``encode`` and ``decode``, or a registry dict. It is not a submodule, so it
             stays out of checkpoints and the EMA.
 
     Raises:
-        ValueError: if a share is negative, or they are more than 1 together, or ``split`` is not from 0 to below 1.
+        ValueError: if a share is negative, or they are more than 1 together.
     """
 
     batches: Tensor
@@ -71,7 +67,6 @@ class MeanFlowLoss(FlowMatchREPALoss):
         flow_batches: int = 0,
         warmup: int = 0,
         noise_limit: float = 0.0,
-        split: float = 0.0,
         power: float = 1.0,
         offset: float = 0.01,
         velocity_teacher: Any = None,
@@ -84,9 +79,6 @@ class MeanFlowLoss(FlowMatchREPALoss):
                 f'MeanFlowLoss: equal_share, end_share and whole_share are {self.shares}; each must be 0 or more, and '
                 'all at most 1 together'
             )
-        if not 0 <= split < 1:
-            raise ValueError(f'MeanFlowLoss: split={split} must be 0, for the derivative, or a share below 1')
-        self.split = split
         self.flow_batches = flow_batches
         self.warmup = warmup
         self.noise_limit = noise_limit
@@ -167,12 +159,8 @@ class MeanFlowLoss(FlowMatchREPALoss):
         correction = torch.zeros_like(target)
         if equal < len(t):
             with torch.no_grad():
-                if self.split:
-                    after = velocity_after(net, batch.rows(rest), r[rest], path, self.split)
-                    correction[rest] = (1 - self.split) * (after - target[rest])
-                else:
-                    slope = path_derivative(net, batch.rows(rest), r[rest], path)
-                    correction[rest] = (r - t)[rest].view(-1, 1, 1, 1) * slope
+                slope = path_derivative(net, batch.rows(rest), r[rest], path)
+            correction[rest] = (r - t)[rest].view(-1, 1, 1, 1) * slope
         s, features = net.encode(batch.x_t, t, batch.cond, r=r, feature_layer=self._aligned(batch))
         u = net.decode(s, batch.pixels, net.grid_of(batch.x_t), batch.positions, **time_of(net, t)).float()
         velocity = u - correction
@@ -218,15 +206,6 @@ def path_derivative(net: Any, batch: NoisyBatch, r: Tensor, velocities: Velociti
     with sdpa_kernel(SDPBackend.MATH):
         slope = jvp(mean_velocity, (batch.x_t, batch.pixels, batch.t), (base, fine, torch.ones_like(batch.t)))[1]
     return slope.float() if slope.dtype != torch.float64 else slope
-
-
-def velocity_after(net: Any, batch: NoisyBatch, r: Tensor, velocities: Velocities, share: float) -> Tensor:
-    """``u(x_s, s, r)`` of the pixels in float32, the first ``share`` of the step to ``r`` gone at ``velocities``."""
-    length = share * (r - batch.t)
-    x_s, pixels = (x + length.view(-1, 1, 1, 1) * v for x, v in zip((batch.x_t, batch.pixels), velocities, strict=True))
-    time = batch.t + length
-    s, _ = net.encode(x_s, time, batch.cond, r=r)
-    return net.decode(s, pixels, net.grid_of(x_s), batch.positions, **time_of(net, time)).float()
 
 
 def _velocities_at(net: Any, batch: NoisyBatch, cond: Tensor, rest: slice) -> Velocities:
