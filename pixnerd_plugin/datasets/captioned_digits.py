@@ -107,8 +107,6 @@ def _cover(scan: np.ndarray, side: int) -> np.ndarray:
     """How much of each pixel the strokes of a scan cover, (side, side) in [0, 1], at any side alike."""
     finest = side * max(1, _FINEST_SIDE // side)
     smooth = Image.fromarray(scan.astype(np.float32)).resize((finest, finest), Image.Resampling.BICUBIC)
-    # A smooth step, so that strokes have edges at any size.
-    ramp = np.clip(np.asarray(smooth) * (1 / 9.6) - 0.42, 0, 1)
-    cover = ramp * ramp * (3 - 2 * ramp)
+    cover = np.clip(np.asarray(smooth) * (1 / 13), 0, 1)
     step = finest // side
     return cover.reshape(side, step, side, step).mean((1, 3)) if step > 1 else cover

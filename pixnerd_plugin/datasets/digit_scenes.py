@@ -32,8 +32,11 @@ WORDS = tuple(
 )
 """All words of the captions, in an order that files may rely on."""
 
-MAX_WORDS = 24
+MAX_WORDS = 16
 """No caption is longer."""
+
+_KINDS = ('single', 'pair', 'line', 'count')
+_SHARES_SQUARE, _SHARES_LONG = (0.6, 0.15, 0, 0.25), (0.1, 0.6, 0.1, 0.2)
 
 
 @dataclass(frozen=True)
@@ -114,13 +117,15 @@ def draw_shape(rng: np.random.Generator) -> tuple[int, int]:
 def draw_scene(rng: np.random.Generator, shape: tuple[int, int], held_out: bool = True) -> Scene:
     """Draw a scene of one to four digits and its caption.
 
+    Most have one or two large digits: large shapes and whose colour is whose are learned from these, small ones after.
+
     Args:
         rng: decides everything else.
         shape: one of `SHAPES`.
         held_out: leave out what training never shows.
     """
     square, axis = shape[0] == shape[1], int(shape[0] > shape[1])
-    kind = ('single', 'pair', 'line', 'count')[_pick(rng, (0.4, 0.35, 0, 0.25) if square else (0.1, 0.35, 0.3, 0.25))]
+    kind = _KINDS[_pick(rng, _SHARES_SQUARE if square else _SHARES_LONG)]
     if square:
         axis = int(rng.integers(2))
     count = dict(single=1, pair=2, line=int(rng.integers(3, 5)), count=int(rng.integers(2, 5)))[kind]
@@ -145,10 +150,12 @@ def draw_scene(rng: np.random.Generator, shape: tuple[int, int], held_out: bool 
         background = _NAMES_OF_BACKGROUNDS[int(rng.integers(len(BACKGROUNDS)))]
         if not held_out or kind != 'single' or not is_new_background_of(values[0], background):
             break
-    caption = _describe(rng, kind, axis, digits)
-    if rng.random() < 0.4:
-        caption += f' on {background}'
-    return Scene(shape, background, digits, caption)
+    while True:
+        caption = _describe(rng, kind, axis, digits)
+        if rng.random() < 0.4:
+            caption += f' on {background}'
+        if len(caption.split()) <= MAX_WORDS:
+            return Scene(shape, background, digits, caption)
 
 
 def _pick(rng: np.random.Generator, shares: tuple[float, ...]) -> int:

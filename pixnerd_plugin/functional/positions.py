@@ -10,7 +10,10 @@ from .tables import kept
 PUBLISHED_SPAN = 16.0
 """Range of the token positions in the class-conditional release, for every grid size."""
 
-POSITION_RULES = ('fixed_span', 'swapped_grid', 'grid')
+FIXED_STEP = 5.0
+"""Distance of neighbouring tokens under ``'fixed_step'``: about that of ``'fixed_span'`` on a grid of 4x4."""
+
+POSITION_RULES = ('fixed_span', 'swapped_grid', 'grid', 'fixed_step')
 ALIGNMENTS = ('corners', 'centers')
 
 
@@ -32,7 +35,8 @@ def token_positions(grid: tuple[int, int], rule: str, device: torch.device | Non
         grid: ``(rows, columns)``.
         rule: ``'fixed_span'``: both axes from 0 to 16 (published class-conditional weights). ``'swapped_grid'``: x
             from 0 to rows and y from 0 to columns (published text weights; the release swaps the two, which matters
-            only on grids that are not square). ``'grid'``: x from 0 to columns and y from 0 to rows.
+            only on grids that are not square). ``'grid'``: x from 0 to columns and y from 0 to rows. ``'fixed_step'``:
+            5 from each token to the next on both axes, the same on every grid; for small grids of several shapes.
 
     Raises:
         ValueError: if the rule is unknown.
@@ -44,6 +48,8 @@ def token_positions(grid: tuple[int, int], rule: str, device: torch.device | Non
         x_end, y_end = float(rows), float(columns)
     elif rule == 'grid':
         x_end, y_end = float(columns), float(rows)
+    elif rule == 'fixed_step':
+        x_end, y_end = FIXED_STEP * (columns - 1), FIXED_STEP * (rows - 1)
     else:
         raise ValueError(f'position_rule={rule!r} is not known; use one of {", ".join(POSITION_RULES)}')
     y, x = torch.meshgrid(evenly_spaced(y_end, rows, device), evenly_spaced(x_end, columns, device), indexing='ij')
