@@ -107,6 +107,7 @@ def _cover(scan: np.ndarray, side: int) -> np.ndarray:
     """How much of each pixel the strokes of a scan cover, (side, side) in [0, 1], at any side alike."""
     finest = side * max(1, _FINEST_SIDE // side)
     smooth = Image.fromarray(scan.astype(np.float32)).resize((finest, finest), Image.Resampling.BICUBIC)
+    # The scans' own soft edges; 13 of their 16 grey values cover a pixel wholly.
     cover = np.clip(np.asarray(smooth) * (1 / 13), 0, 1)
     step = finest // side
     return cover.reshape(side, step, side, step).mean((1, 3)) if step > 1 else cover

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 import options
-from analysis_tools.sweep import claim, new_figure, read, run_folder, run_options, save_figure, train_classifier
+from analysis_tools.study_runs import claim, new_figure, read, run_folder, run_options, save_figure, train_classifier
 
 # The gates of DeCo's head begin at zero, and in short trainings it needs a larger rate than the transformer (docs/
 # heads_and_objectives.md has its figures at the common one).

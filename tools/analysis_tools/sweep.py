@@ -9,13 +9,22 @@ where it stopped.
 
 import argparse
 import hashlib
-import json
 import re
 import sys
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 import options
+from analysis_tools.study_runs import (
+    claim,
+    length_options,
+    new_figure,
+    read,
+    run_folder,
+    run_options,
+    save_figure,
+    train_classifier,
+)
 
 AXES = ('head', 'normalize', 'width', 'depth', 'coordinates', 'optimizer', 'guidance', 'solver')
 FIELD = 'model.backbone.head'
@@ -100,38 +109,6 @@ def claim_folder(args: argparse.Namespace, config) -> None:
     if {'guidance', 'solver'} & set(args.axes):
         settings['--checkpoint'] = str(args.checkpoint)
     claim(args.out, settings)
-
-
-def claim(out: Path, settings: dict) -> None:
-    """Write the settings of a study into its folder, and refuse one with results of any other: means are over all."""
-    from pixnerd_plugin.evaluation.study import save_result
-
-    path = out / 'settings.json'
-    there = read(path)
-    if not there and (out / 'floor.json').is_file():
-        raise ValueError(f'{out} holds results of a sweep whose settings are not known; choose another --out')
-    for name, value in settings.items():
-        if there.get(name, value) != value:
-            raise ValueError(
-                f'{out} holds results of {name} {there[name]}, and this sweep has {value}; choose another --out'
-            )
-    save_result(path, {**there, **settings})
-
-
-def train_classifier(config, path: Path) -> None:
-    from pixnerd_plugin.evaluation.classifier import accuracy, save_classifier, train_classifier
-    from pixnerd_plugin.evaluation.generate import image_size_of
-    from pixnerd_plugin.evaluation.pictures import load_all, open_images
-    from pixnerd_plugin.evaluation.study import split_of
-
-    size = image_size_of(config)
-    (images, labels), test = (load_all(open_images(split_of(config, part), size)) for part in ('train', 'test'))
-    names = config.model.conditioner.class_names
-    print(f'Training a classifier on {len(images)} pictures, once.')
-    net = train_classifier(images, labels, len(names), steps=300)
-    share = accuracy(net, *test)
-    save_classifier(net, path, class_names=names, size=size, accuracy=share)
-    print(f'{path}: right on {share:.1%} of {len(test[0])} pictures it was not trained on'.replace('%', ' %'))
 
 
 def trained_variants(
@@ -226,10 +203,6 @@ def count_flops(config) -> float:
     return training_gflops(config)
 
 
-def run_folder(out: Path, name: str, seed: int) -> Path:
-    return out / re.sub(r'\W+', '_', name) / f'seed_{seed}'
-
-
 def run_variant(args, config, classifier, scorer, name: str, entries: dict, seed: int) -> None:
     """Train and measure one variant in one seed, unless its result is there."""
     import time
@@ -246,25 +219,6 @@ def run_variant(args, config, classifier, scorer, name: str, entries: dict, seed
     seconds = time.process_time() - start
     result = study.measure_variant(args.config, entries, checkpoint, scorer, args.samples)
     study.save_result(work_dir / 'result.json', dict(name=name, seed=seed, cpu_seconds=seconds, **result))
-
-
-def run_options(config, classifier: Path, iters: int | None) -> dict:
-    """Entries that every run of a sweep has: its length, and the classifier as teacher where there is one."""
-    entries: dict = {}
-    if config.model.loss.teacher is not None:
-        entries['model.loss.teacher.weights'] = str(classifier)
-    return entries | (length_options(config, iters) if iters else {})
-
-
-def length_options(config, iters: int) -> dict:
-    """Entries of a run of ``iters`` steps."""
-    warm_up = min(config.param_scheduler[0].end, iters // 2)
-    entries = {'param_scheduler.0.end': warm_up, 'param_scheduler.1.begin': warm_up}
-    entries |= {'train_cfg.max_iters': iters, 'param_scheduler.1.end': iters}
-    entries |= {'default_hooks.checkpoint.interval': iters, 'custom_hooks.0.interval': iters}
-    # A short run logs often enough for a curve.
-    entries['default_hooks.logger.interval'] = min(config.default_hooks.logger.interval, max(1, iters // 10))
-    return entries
 
 
 def run_sampling(args, config, classifier, scorer, axis: str) -> None:
@@ -310,10 +264,6 @@ def draw(out: Path, axis: str, variants: list) -> None:
     print_table(axis, results, floor)
     figure = draw_samplers if axis in ('guidance', 'solver') else draw_curves
     figure(out / f'{axis}.png', axis, results, floor)
-
-
-def read(path: Path) -> dict:
-    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 COLUMNS = {
@@ -406,29 +356,6 @@ def draw_samplers(path: Path, axis: str, results: list[dict], floor: dict) -> No
             axes[0][column].set_xticks(x, x)
     axes[0][0].legend(fontsize=8)
     save_figure(path, pyplot, figure)
-
-
-def new_figure(rows: int, columns: int):
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(
-        rows, columns, figsize=(4.6 * columns, 3.2 * rows), layout='constrained', squeeze=False
-    )
-    for panel in axes.flat:
-        panel.grid(alpha=0.3)
-    return pyplot, figure, axes
-
-
-def save_figure(path: Path, pyplot, figure) -> None:
-    from pixnerd_plugin.formats.atomic import atomic_path
-
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=100)
-    pyplot.close(figure)
-    print(f'figure: {path}')
 
 
 if __name__ == '__main__':

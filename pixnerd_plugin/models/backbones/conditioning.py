@@ -1,9 +1,10 @@
-"""What the network computes from time and condition alone, so that it can be computed ahead for many pictures."""
+"""Conditions: what fits a network, and what it computes from time and condition alone, ahead for many pictures."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -37,3 +38,29 @@ class Conditioning(NamedTuple):
     def nbytes(self) -> int:
         """Size in bytes."""
         return sum(part.nbytes for part in self if part is not None)
+
+
+def check_condition(cond: Tensor, batch: int, num_classes: int | None, text_dim: int | None, text_length: int) -> None:
+    """Raise a ValueError if ``cond`` is no condition of ``batch`` pictures for a network of classes, or of texts."""
+    if num_classes is None:
+        fits = cond.ndim == 3 and len(cond) == batch and cond.shape[2] == text_dim
+        if not fits or cond.shape[1] > text_length:
+            raise ValueError(
+                f'cond must be text embeddings ({batch}, at most {text_length}, {text_dim}), got {tuple(cond.shape)}'
+            )
+        return
+    if cond.is_floating_point() and cond.shape == (batch, num_classes):
+        return
+    if cond.shape != (batch,):
+        raise ValueError(
+            f'cond must be class ids ({batch},) for this class-conditional model, or shares of its classes '
+            f'({batch}, {num_classes}), got {tuple(cond.shape)}'
+        )
+    # Reading an id from a GPU would stall, and a compiler cannot read one.
+    if cond.device.type == 'cpu' and batch and not torch.compiler.is_compiling():
+        for extreme in (int(cond.min()), int(cond.max())):
+            if not 0 <= extreme <= num_classes:
+                raise ValueError(
+                    f'class {extreme} is out of range: this model has classes 0 to {num_classes - 1}, '
+                    f'and {num_classes} for no class'
+                )

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from pixnerd_plugin.formats.parts import describe_part
 from pixnerd_plugin.formats.schema import integer, one_of
-from pixnerd_plugin.functional.patches import to_patches
+from pixnerd_plugin.functional.patches import grid_of_tokens, resample, to_patches
 from pixnerd_plugin.functional.positions import POSITION_RULES, token_positions
 from pixnerd_plugin.functional.prediction import PREDICTIONS, to_velocity
 from pixnerd_plugin.functional.rotary import rotary_table, rotary_table_of_grid, rotate
@@ -25,7 +25,7 @@ from pixnerd_plugin.models.layers.embeddings import TextEmbedding, TimeEmbedding
 from pixnerd_plugin.models.layers.packing import pack, unpack
 from pixnerd_plugin.registry import MODELS, build
 
-from .conditioning import Conditioning
+from .conditioning import Conditioning, check_condition
 from .hooks import Hooks
 
 
@@ -216,7 +216,7 @@ class PixNerdDiT(nn.Module):
             ValueError: if a shape, the grid, a class id or ``r`` is wrong; the message names it.
         """
         grid = self.grid_of(x, token_grid)
-        self._check_condition(cond, len(x))
+        check_condition(cond, len(x), self.num_classes, self.text_dim, self.text_length)
         if feature_layer is not None and not 1 <= feature_layer <= self.depth:
             raise ValueError(f'feature_layer={feature_layer} must be from 1 to depth={self.depth}')
         if conditioning is None:
@@ -228,7 +228,7 @@ class PixNerdDiT(nn.Module):
                 if conditioning.text is None
                 else [kv.unbind(1) for kv in conditioning.text.unbind(1)]
             )
-        tokens = _resample(x, grid, self.patch_size)
+        tokens = resample(x, grid, self.patch_size)
         return self._tokens(tokens, e_t, modulations, texts, grid, feature_layer, hooks)
 
     def decode(
@@ -318,21 +318,7 @@ class PixNerdDiT(nn.Module):
         """
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f'x must be (B, {self.in_channels}, H, W), got {tuple(x.shape)}')
-        height, width = x.shape[2:]
-        if token_grid is None:
-            if height % self.patch_size or width % self.patch_size:
-                raise ValueError(
-                    f'the picture is {height}x{width}, and its sides must be multiples of patch_size={self.patch_size}'
-                )
-            return height // self.patch_size, width // self.patch_size
-        rows, columns = token_grid
-        if rows < 1 or columns < 1:
-            raise ValueError(f'token_grid={tuple(token_grid)} must be (rows, columns), each at least 1')
-        if height % rows or width % columns:
-            raise ValueError(
-                f'the picture is {height}x{width}, and its sides must be multiples of the token grid {rows}x{columns}'
-            )
-        return rows, columns
+        return grid_of_tokens((x.shape[2], x.shape[3]), self.patch_size, token_grid)
 
     @torch.no_grad()
     def condition(self, t: Tensor, cond: Tensor, dtype: torch.dtype, r: Tensor | None = None) -> Conditioning:
@@ -343,7 +329,7 @@ class PixNerdDiT(nn.Module):
             dtype: dtype of the pictures that will be encoded.
             r: as in :meth:`encode`.
         """
-        self._check_condition(cond, len(t))
+        check_condition(cond, len(t), self.num_classes, self.text_dim, self.text_length)
         e_t, modulations, texts = self._condition(t, cond, dtype, r)
         if self.text_dim is None:
             return Conditioning(e_t, modulations, None)
@@ -418,34 +404,3 @@ class PixNerdDiT(nn.Module):
         if self.checkpoint and torch.is_grad_enabled():
             return recompute(block, h, *args, use_reentrant=False)
         return block(h, *args)
-
-    def _check_condition(self, cond: Tensor, batch: int) -> None:
-        if self.num_classes is None:
-            fits = cond.ndim == 3 and len(cond) == batch and cond.shape[2] == self.text_dim
-            if not fits or cond.shape[1] > self.text_length:
-                raise ValueError(
-                    f'cond must be text embeddings ({batch}, at most {self.text_length}, {self.text_dim}), '
-                    f'got {tuple(cond.shape)}'
-                )
-            return
-        if cond.is_floating_point() and cond.shape == (batch, self.num_classes):
-            return
-        if cond.shape != (batch,):
-            raise ValueError(
-                f'cond must be class ids ({batch},) for this class-conditional model, or shares of its classes '
-                f'({batch}, {self.num_classes}), got {tuple(cond.shape)}'
-            )
-        # Reading an id from a GPU would stall, and a compiler cannot read one.
-        if cond.device.type == 'cpu' and batch and not torch.compiler.is_compiling():
-            for extreme in (int(cond.min()), int(cond.max())):
-                if not 0 <= extreme <= self.num_classes:
-                    raise ValueError(
-                        f'class {extreme} is out of range: this model has classes 0 to {self.num_classes - 1}, '
-                        f'and {self.num_classes} for no class'
-                    )
-
-
-def _resample(x: Tensor, grid: tuple[int, int], patch_size: int) -> Tensor:
-    """Resize the picture to what the transformer reads; nearest neighbour, so that noise keeps its variance."""
-    size = (grid[0] * patch_size, grid[1] * patch_size)
-    return x if x.shape[2:] == size else F.interpolate(x, size=size, mode='nearest')
