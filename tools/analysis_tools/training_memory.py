@@ -10,11 +10,8 @@ alignment is left out.
 """
 
 import argparse
-import sys
 import weakref
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
 GIB = 2**30
 
 
@@ -140,7 +137,6 @@ def take_step(config, count) -> dict[str, int]:
 
 if __name__ == '__main__':
     arguments = parse_args()
-    sys.path.insert(0, str(ROOT))
     from pixnerd_plugin.cli import one_line_errors
 
     with one_line_errors():
