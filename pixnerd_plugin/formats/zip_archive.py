@@ -22,6 +22,8 @@ _NAMES = re.compile(
 MAX_DIRECTORY = 4 * 2**20
 # What torch sets: sizes follow the data, names are UTF-8. Others mean encryption or patches, which torch does not read.
 _FLAGS = 0x808
+_DIRECTORY = 0x10
+"""MS-DOS attribute: torch takes the record for a folder, and leaves the memory for its content as it happens to be."""
 _BLOCK = 2**20
 _END, _END64, _LOCATOR64 = struct.Struct('<4s4H2LH'), struct.Struct('<4sQ2H2L4Q'), struct.Struct('<4sLQL')
 
@@ -120,8 +122,8 @@ def _span(path: Path, file: BinaryIO, entry: zipfile.ZipInfo) -> Span:
     name = entry.filename
     if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
         raise ValueError(f'its record {name!r} is compressed, which torch never does')
-    if entry.flag_bits & ~_FLAGS or stat.S_ISLNK(entry.external_attr >> 16):
-        raise ValueError(f'its record {name!r} is encrypted, a patch or a link')
+    if entry.flag_bits & ~_FLAGS or stat.S_ISLNK(entry.external_attr >> 16) or entry.external_attr & _DIRECTORY:
+        raise ValueError(f'its record {name!r} is encrypted, a patch, a link or a folder')
     # zipfile shifts offsets by where it thinks the archive starts, below zero in a damaged one.
     file.seek(max(entry.header_offset, 0))
     header = file.read(30)

@@ -122,6 +122,23 @@ def test_whatever_bit_flips_at_the_end_of_a_file_it_is_refused_or_loads_unchange
     assert 0 < loaded < 8 * 168 / 3, 'most of these bytes matter, and some do not'
 
 
+def test_a_record_that_says_it_is_a_folder_is_refused(tmp_path):
+    """Torch would leave its content as the memory happens to be, and load it without a word."""
+    path = tmp_path / 'iter_1.pth'
+    save(path, 1)
+    whole = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        at, records = archive.start_dir, archive.infolist()
+    for record in records:
+        damaged = bytearray(whole)
+        assert damaged[at : at + 4] == b'PK\1\2'
+        damaged[at + 38] ^= 0x10
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=f'{record.filename!r} is encrypted, a patch, a link or a folder'):
+            require_checkpoint(path)
+        at += 46 + len(record.filename) + len(record.extra) + len(record.comment)
+
+
 def test_a_folder_with_a_run_is_not_taken_over(work_dir):
     with pytest.raises(ValueError, match=r'holds a run already \(iter_4\.pth\).*--resume.*--work-dir'):
         require_fresh(work_dir)
