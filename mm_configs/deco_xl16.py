@@ -1,4 +1,5 @@
 # DeCo-XL/16 on ImageNet 256, 8 GPUs x 32: 682,282,851 parameters.
+# As long as PixNerd, 160 epochs; the published weights had 800: --cfg-options train_cfg.max_iters=4_000_000.
 _base_ = [
     '_base_/models/deco_c2i.py',
     '_base_/datasets/imagenet256.py',

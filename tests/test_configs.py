@@ -105,6 +105,28 @@ def test_data_and_weights_are_given_by_environment(monkeypatch):
     assert config.model.loss.teacher.model == 'elsewhere/dinov2'
 
 
+@pytest.mark.parametrize(
+    ('name', 'dropped', 'shift', 'guidance'),
+    [
+        ('deco_l16', 0.2, 1.0, 3.2),
+        ('deco_xl16', 0.2, 1.0, 3.2),
+        ('deco_xl16_512', 0.2, 1.0, 5.0),
+        ('deco_xxl16_t2i_256', 0.1, 2.0, 4.0),
+        ('deco_xxl16_t2i_512', 0.1, 4.0, 4.0),
+        ('deco_xxl16_t2i_512_sft', 0.1, 4.0, 4.0),
+    ],
+)
+def test_deco_is_trained_and_drawn_by_the_published_recipe(name, dropped, shift, guidance):
+    model = Config.fromfile(ROOT / f'mm_configs/{name}.py').model
+    assert model.loss.terms == [dict(type='FrequencyLoss', weight=1.0, quality=85)]
+    assert (model.loss.cond_drop_prob, model.loss.get('timeshift', 1.0)) == (dropped, shift)
+    if 't2i' in name:
+        expected = dict(type='AdamsFlowSampler', num_steps=25, order=2, guidance_interval=(0.0, 1.0), timeshift=3.0)
+    else:
+        expected = dict(type='EulerFlowSampler', num_steps=100, guidance_interval=(0.1, 1.0), timeshift=1.0)
+    assert model.sampler == dict(expected, guidance_scale=guidance)
+
+
 def test_the_baseline_is_a_change_of_the_head():
     config = Config.fromfile(ROOT / 'mm_configs/baseline_l16.py')
     assert config.model.backbone.head == dict(type='LinearHead')

@@ -9,9 +9,12 @@ require_host()
 import_host()
 
 from comfy_nodes.nodes import PixNerdGuidanceInterval  # noqa: E402
+from pixnerd_plugin.autoguidance import AutoGuidance  # noqa: E402
+from pixnerd_plugin.models.backbones import PixNerdDiT  # noqa: E402
 from pixnerd_plugin.sampling import AdaptiveProjectedGuidance, CFGZeroStar, EulerFlowSampler  # noqa: E402
 from pixnerd_plugin.sampling.guidance import Run, guide  # noqa: E402
 
+from .host import build_net, class_conditioning, randomize, save_net  # noqa: E402
 from .native import SEED, SHIFT, empty, error, noise  # noqa: E402
 
 SCALE = 3.0
@@ -81,3 +84,33 @@ def test_whole_runs_agree(model, net, conds, kind, interval):
     guidance = AdaptiveProjectedGuidance(0.4, 20.0, -0.3)
     ours = EulerFlowSampler(5, SCALE + 1, interval, SHIFT[kind], guidance=guidance).sample(net, noise(), *conds[0])
     assert error(result, ours) <= 1e-4
+
+
+@pytest.mark.parametrize('interval', [(-1.0, 1.0), (0.1, 0.9)])
+def test_autoguidance_is_the_node_that_takes_two_models(tmp_path, interval):
+    import comfy.sd
+    from comfy_extras import nodes_custom_sampler as custom
+
+    if not hasattr(custom, 'DualModelGuider'):
+        pytest.skip('this ComfyUI has no DualModelGuider')
+    head = dict(type='NeuralFieldHead', width=8, depth=1)
+    weak = randomize(PixNerdDiT(dim=32, depth=1, num_heads=2, num_classes=5, head=head), seed=9).eval()
+    net = build_net('class')
+    models = []
+    for name, network in (('strong', net), ('weak', weak)):
+        save_net(network, tmp_path / f'{name}.safetensors')
+        models.append(comfy.sd.load_diffusion_model(str(tmp_path / f'{name}.safetensors')))
+    if interval[0] >= 0:
+        models = [PixNerdGuidanceInterval.execute(model, *interval).args[0] for model in models]
+    positive = class_conditioning(3)
+    # The weaker network reads the same condition: both of the node's conditionings are the label.
+    guider = custom.DualModelGuider.execute(models[0], positive, SCALE, models[1], positive).args[0]
+    steps = custom.BasicScheduler.execute(models[0], 'simple', 5, 1.0).args[0]
+    euler = custom.KSamplerSelect.execute('euler').args[0]
+    seed = custom.RandomNoise.execute(SEED).args[0]
+    result = custom.SamplerCustomAdvanced.execute(seed, guider, euler, steps, empty()).args[0]['samples']
+    ours = EulerFlowSampler(5, SCALE, interval, SHIFT['class'], guidance=AutoGuidance(weak))
+    drawn = ours.sample(net, noise(), torch.tensor([3]))
+    assert error(result, drawn) <= 1e-4
+    alone = EulerFlowSampler(5, 1.0).sample(net, noise(), torch.tensor([3]))
+    assert error(alone, drawn) > 1e-2
