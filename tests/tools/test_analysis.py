@@ -3,6 +3,7 @@
 import json
 import runpy
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -190,6 +191,32 @@ def test_every_head_gets_the_operations_that_it_is_given():
         steps = tool['steps_of'](path, entries, 1.0)
         own = load_config(path, entries)
         assert steps * own.train_dataloader.batch_size * training_gflops(own) == pytest.approx(1000, rel=0.01)
+
+
+def test_one_seed_of_everything_comes_before_the_next_of_anything():
+    tool = runpy.run_path(str(TOOLS / 'study_heads.py'))
+    part = tool['Part']
+    cells = tool['cells_of']([part(8, 1.0, (0, 2), ('without',), ('field',)), part(4, 2.0, (0,), heads=('DeCo',))])
+    predictions = ('velocity', 'image')
+    assert cells == [
+        *((0, [8, 'field', prediction, 'without']) for prediction in predictions),
+        *((0, [4, 'DeCo', prediction, term]) for prediction in predictions for term in ('without', 'frequency')),
+        *((2, [8, 'field', prediction, 'without']) for prediction in predictions),
+    ]
+
+
+def test_the_runs_of_the_page_are_known_by_their_config():
+    tool = runpy.run_path(str(TOOLS / 'study_heads.py'))
+    for name, parts in tool['DOCUMENTED'].items():
+        assert (ROOT / f'mm_configs/ablations/{name}.py').is_file()
+        args = SimpleNamespace(documented=True, config=f'mm_configs/ablations/{name}.py')
+        assert tool['parts_of'](args) == list(parts)
+        # A folder holds one number of operations for each patch size, and each run once.
+        assert len({(part.patch, part.teraflops) for part in parts}) == len({part.patch for part in parts})
+        runs = [(seed, *cell) for seed, cell in tool['cells_of'](parts)]
+        assert len(set(runs)) == len(runs)
+    with pytest.raises(ValueError, match='--documented knows the configs digits_heads'):
+        tool['parts_of'](SimpleNamespace(documented=True, config='mm_configs/pixnerd_digits.py'))
 
 
 def test_each_patch_size_may_have_a_budget_of_its_own():

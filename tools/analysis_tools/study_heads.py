@@ -13,6 +13,7 @@ import math
 import statistics
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 import options
@@ -33,6 +34,28 @@ PREDICTIONS = ('velocity', 'image')
 TERMS = dict(without={}, frequency={'model.loss.terms': [dict(type='FrequencyLoss', weight=1.0, quality=85)]})
 
 
+class Part(NamedTuple):
+    """Some of a study's runs: all that its values make."""
+
+    patch: int
+    teraflops: float
+    seeds: tuple[int, ...]
+    terms: tuple[str, ...] = tuple(TERMS)
+    heads: tuple[str, ...] = tuple(HEADS)
+    predictions: tuple[str, ...] = PREDICTIONS
+
+
+# The runs of docs/heads_and_objectives.md, by the name of the config.
+DOCUMENTED = dict(
+    digits_heads=(
+        Part(16, 0.6, (0,)),
+        Part(16, 0.6, (1, 2), ('without',)),
+        Part(8, 2.2, (0,), ('without',)),
+        Part(8, 2.2, (0,), ('frequency',), ('field',)),
+    ),
+)
+
+
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--config', default='mm_configs/ablations/digits_heads.py', help='network and data (digits)')
@@ -47,6 +70,11 @@ def parse_args() -> argparse.Namespace:
         nargs='+',
         default=[1.0],
         help='operations of training, in 10^12, of every run; one number, or one for each patch size (1)',
+    )
+    parser.add_argument(
+        '--documented',
+        action='store_true',
+        help='the runs of docs/heads_and_objectives.md; other options that choose runs are then ignored',
     )
     parser.add_argument('--samples', type=int, default=300, help='pictures drawn to score a run (300)')
     parser.add_argument('--runs', type=options.numbers(1), help='stop after so many trainings (none is left out)')
@@ -68,7 +96,8 @@ def main(args: argparse.Namespace) -> None:
     if not args.only_draw:
         config = load_config(args.config)
         contents = hashlib.sha256(config.pretty_text.encode()).hexdigest()[:12]
-        budgets = budgets_of(args.patches, args.teraflops)
+        parts = parts_of(args)
+        budgets = {part.patch: part.teraflops for part in parts}
         settings = {'--config': f'{args.config} (contents {contents})', '--samples': args.samples}
         settings |= {f'--teraflops at patch {patch}': budget for patch, budget in budgets.items()}
         claim(args.out, {**settings, '--classifier': str(args.classifier)})
@@ -77,13 +106,38 @@ def main(args: argparse.Namespace) -> None:
             train_classifier(config, classifier)
         scorer = study.make_scorer(config, classifier, args.samples)
         study.save_result(args.out / 'floor.json', scorer.floor)
-        # One seed of everything before the next seed of anything: a study cut short still compares.
-        cells = itertools.product(args.seeds, args.patches, args.heads, args.predictions, args.terms)
-        left = [(seed, cell) for seed, *cell in cells if not result_path(args.out, cell, seed).is_file()]
+        left = [(seed, cell) for seed, cell in cells_of(parts) if not result_path(args.out, cell, seed).is_file()]
         for seed, cell in left[: args.runs]:
             run(args, config, classifier, scorer, cell, seed, budgets[cell[0]])
         print(f'{max(0, len(left) - (args.runs or len(left)))} runs are left')
     draw(args.out, args.beside)
+
+
+def parts_of(args: argparse.Namespace) -> list[Part]:
+    """What the options ask for.
+
+    Raises:
+        ValueError: if --documented is given with a config that the page has no runs of, or as :func:`budgets_of`.
+    """
+    if not args.documented:
+        budgets = budgets_of(args.patches, args.teraflops)
+        shared = [tuple(values) for values in (args.seeds, args.terms, args.heads, args.predictions)]
+        return [Part(patch, teraflops, *shared) for patch, teraflops in budgets.items()]
+    name = Path(args.config).stem
+    if name not in DOCUMENTED:
+        raise ValueError(f'--documented knows the configs {", ".join(DOCUMENTED)}, and not {name}')
+    return list(DOCUMENTED[name])
+
+
+def cells_of(parts: list[Part]) -> list[tuple[int, list]]:
+    """Seed and cell of every run: one seed of everything before the next of anything, so that a part compares too."""
+    runs = []
+    for seed in dict.fromkeys(itertools.chain.from_iterable(part.seeds for part in parts)):
+        for part in parts:
+            if seed in part.seeds:
+                cells = itertools.product([part.patch], part.heads, part.predictions, part.terms)
+                runs += [(seed, list(cell)) for cell in cells]
+    return runs
 
 
 def budgets_of(patches: list[int], teraflops: list[float]) -> dict[int, float]:
@@ -155,7 +209,7 @@ def draw(out: Path, beside: list[Path]) -> None:
         if not results:
             print(f'no results in {folder}')
             continue
-        name = Path(read(folder / 'settings.json')['--config'].split(' (contents')[0]).stem
+        name = Path(read(folder / 'settings.json')['--config'].split(' (contents')[0]).stem.removesuffix('_heads')
         floor = read(folder / 'floor.json')
         print(f'\n{name}\n')
         print_cells(results, floor)
@@ -250,13 +304,19 @@ def draw_figure(path: Path, panels: list[tuple[str, list[dict], dict]]) -> None:
             panel = axes[row][column]
             for x, ((_, head, prediction, term), group) in enumerate(groups.items()):
                 colour = colours[head]
+                # Runs of a cell side by side, each share with its interval.
+                places = [x + 0.2 * (index - (len(group) - 1) / 2) for index in range(len(group))]
                 panel.scatter(
-                    [x] * len(group),
+                    places,
                     [r[measure] for r in group],
                     marker='o' if prediction == 'velocity' else 's',
                     edgecolors=colour,
-                    facecolors=colour if term == 'without' else 'none',
+                    facecolors=colour if term == 'without' else 'white',
+                    zorder=3,
                 )
+                if measure == 'accuracy':
+                    ends = [wilson(r['accuracy'], r['samples']) for r in group]
+                    panel.vlines(places, *zip(*ends, strict=True), colors=colour, linewidth=1)
             panel.axhline(floor[measure], color='grey', linestyle=':')
             labels = [f'{head}, {what}' + (', freq.' if term == 'frequency' else '') for _, head, what, term in groups]
             panel.set_xticks(range(len(labels)), labels if row else [''] * len(labels), rotation=90, fontsize=7)
