@@ -171,7 +171,7 @@ def test_effects_are_over_pairs_that_differ_in_nothing_else(capsys):
     low, high = (f'{2 ** (sign * 12.71):.2f}' for sign in (-1, 1))
     assert capsys.readouterr().out == (
         f'patch 8, field, image against velocity, 2 pairs: distance times 1.00 ({low} to {high}), '
-        'recognised +20 points (-107 to +147)\n'
+        'recognised +20.0 points (-107.1 to +147.1)\n'
     )
 
 

@@ -51,8 +51,8 @@ DOCUMENTED = dict(
         Part(16, 0.6, (0,)),
         Part(16, 0.6, (1, 2), ('without',)),
         Part(8, 2.2, (0,), ('without',)),
-        Part(8, 2.2, (0,), ('frequency',), ('field',)),
     ),
+    cifar10_heads=(Part(8, 1.5, (0,), ('without',)),),
 )
 
 
@@ -241,7 +241,7 @@ def print_cells(results: list[dict], floor: dict) -> None:
             f'| {patch} | {head} | {prediction} | {"yes" if term == "frequency" else "no"} | {len(group)} | '
             f'{group[0]["steps"]} | {statistics.mean(distances):.2f}{spread} | {share(group)} |'
         )
-    print(f'| *real training pictures* | | | | | | {floor["distance"]:.2f} | {100 * floor["accuracy"]:.0f} % |\n')
+    print(f'| *real training pictures* | | | | | | {floor["distance"]:.2f} | {100 * floor["accuracy"]:.1f} % |\n')
 
 
 def share(group: list[dict]) -> str:
@@ -249,7 +249,7 @@ def share(group: list[dict]) -> str:
     values = [r['accuracy'] for r in group]
     mean = statistics.mean(values)
     low, high = (min(values), max(values)) if len(values) > 1 else wilson(mean, group[0]['samples'])
-    return f'{100 * mean:.0f} % ({100 * low:.0f} to {100 * high:.0f})'
+    return f'{100 * mean:.1f} % ({100 * low:.1f} to {100 * high:.1f})'
 
 
 def wilson(p: float, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -279,7 +279,7 @@ def print_effects(results: list[dict], factor: str, values: list[str], within: s
             print(
                 f'patch {patch}, {value + ", " if value else ""}{second} against {first}, {len(pairs)} pairs: '
                 f'distance times {mean:.2f} ({low:.2f} to {high:.2f}), '
-                f'recognised {share[1]:+.0f} points ({share[0]:+.0f} to {share[2]:+.0f})'
+                f'recognised {share[1]:+.1f} points ({share[0]:+.1f} to {share[2]:+.1f})'
             )
 
 
