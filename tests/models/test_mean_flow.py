@@ -103,6 +103,42 @@ def test_the_true_mean_velocity_has_no_error_and_another_has():
     torch.testing.assert_close(loss.per_image['error'], off.square())
 
 
+def mean_of(a):
+    """The mean velocity of ``dx/dt = a x``, whose limit for ``r = t`` is ``a x``."""
+    return Path(lambda x, t, r: torch.where(r > t, x * torch.expm1(a * (r - t)) / (r - t).clamp(min=1e-6), a * x))
+
+
+def test_the_difference_along_the_path_comes_near_its_derivative():
+    torch.manual_seed(0)
+    images, noise = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    t, r = torch.tensor([0.0, 0.2]), torch.tensor([1.0, 0.8])
+    given = dict(cond=torch.zeros(2, dtype=torch.long), noise=noise, t=t, r=r)
+    errors = []
+    for reach in (0.4, 0.2, 0.1):
+        net = mean_of(-1.0)
+        terms = small_loss(reach=reach, velocity_teacher=net)(net, images, **given)
+        errors.append(terms['error'].sqrt().item())
+    # The true mean velocity; Heun's error over a share of a step goes with its square.
+    assert errors[0] < 0.1
+    assert errors[0] / errors[1] == pytest.approx(4, rel=0.25)
+    assert errors[1] / errors[2] == pytest.approx(4, rel=0.25)
+    # Without a teacher, and for a network that is wrong, it comes near the loss with the derivative.
+    net = Path(lambda x, t, r: torch.sin(2 * x + 3 * t + r))
+    exact, near, far = (small_loss(reach=reach)(net, images, **given)['error'].item() for reach in (0.0, 0.002, 0.4))
+    assert near == pytest.approx(exact, rel=0.01)
+    assert far != pytest.approx(exact, rel=0.1)
+
+
+def test_steps_of_no_length_have_no_difference():
+    net, images, t = build_net(), torch.randn(2, 3, 8, 8), torch.tensor([0.3, 0.6])
+    given = dict(cond=torch.tensor([0, 1]), noise=torch.randn(2, 3, 8, 8), t=t, r=t)
+    plain, other = (small_loss(reach=reach)(net, images, **given)['error'] for reach in (0.0, 0.3))
+    assert torch.isfinite(other)
+    assert torch.equal(plain, other)
+    with pytest.raises(ValueError, match='must be a share of the step'):
+        small_loss(reach=1.0)
+
+
 def test_with_equal_ends_and_no_weight_it_is_flow_matching():
     net, images, noise = build_net(), torch.randn(4, 3, 8, 8), torch.randn(4, 3, 8, 8)
     t, cond = torch.rand(4), torch.arange(4)
@@ -213,10 +249,11 @@ def test_noise_is_drawn_within_its_limit():
     assert (seen[0].abs() < 0.5).any()
 
 
+@pytest.mark.parametrize('reach', [0.0, 0.3])
 @pytest.mark.parametrize('prediction', ['velocity', 'image'])
-def test_near_the_image_a_network_of_images_is_asked_for_nothing_it_cannot_give(prediction):
+def test_near_the_image_a_network_of_images_is_asked_for_nothing_it_cannot_give(prediction, reach):
     net, images, noise = build_net(prediction=prediction), torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8)
-    loss = small_loss()
+    loss = small_loss(reach=reach)
     t = torch.tensor([0.5, 0.99])
     loss(net, images, torch.zeros(2, dtype=torch.long), noise=noise, t=t, r=torch.ones(2))
     assert loss.per_image['t'].tolist() == pytest.approx([0.5, 0.95 if prediction == 'image' else 0.99])
@@ -240,11 +277,12 @@ def test_the_beginning_alone_is_flow_matching_and_the_end_alone_is_refused():
         loss(net, images, cond, r=torch.ones(2))
 
 
-@pytest.mark.parametrize('recompute', [False, True])
-def test_it_trains_in_bf16_on_several_densities_with_a_teacher_and_terms(recompute):
+@pytest.mark.parametrize(('recompute', 'reach'), [(False, 0.0), (True, 0.0), (True, 0.2)])
+def test_it_trains_in_bf16_on_several_densities_with_a_teacher_and_terms(recompute, reach):
     net, teacher = build_net(checkpoint=recompute), build_net(step_end=False)
     features = torch.nn.Conv2d(3, 6, 4, stride=4)
     loss = small_loss(
+        reach=reach,
         velocity_teacher=teacher,
         guidance_scale=2.0,
         max_density=2,

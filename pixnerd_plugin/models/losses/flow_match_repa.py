@@ -45,6 +45,12 @@ class NoisyBatch(NamedTuple):
         }
         return NoisyBatch(**parts)
 
+    def moved(self, velocities: tuple[Tensor, Tensor], length: Tensor) -> NoisyBatch:
+        """Base picture and pixels after steps of lengths ``(B,)`` at ``velocities``."""
+        step = length.view(-1, 1, 1, 1)
+        x_t, pixels = self.x_t + step * velocities[0], self.pixels + step * velocities[1]
+        return self._replace(x_t=x_t, t=self.t + length, pixels=pixels)
+
 
 @MODELS.register_module()
 class FlowMatchREPALoss(nn.Module):

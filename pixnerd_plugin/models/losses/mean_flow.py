@@ -46,6 +46,10 @@ class MeanFlowLoss(FlowMatchREPALoss):
             from shorter ones.
         noise_limit: cut the drawn noise to this many standard deviations on both sides, as the sampler's setting of
             this name does; 0 leaves it. A field gives the rarest values wrongly, and their derivative more so.
+        reach: above 0, no derivative but a difference: of ``u`` here, and where the path is after this share ``a`` of
+            the step, ``d = a (r - t)``: ``u = v + (r - t - d) (u_d - u) / d``, ``v`` the mean of the path's velocities
+            here and there (of both ends only with a teacher). Less noise, for an error in the path; the fast attention
+            serves (AlphaFlow, arXiv 2510.20771).
         power, offset: the weight of a picture is ``w = 1 / (e + offset)^power``, ``e`` its mean squared error.
         velocity_teacher: a network with ``encode`` and ``decode``, or a registry dict. It is not a submodule, so it
             stays out of checkpoints and the EMA.
@@ -67,6 +71,7 @@ class MeanFlowLoss(FlowMatchREPALoss):
         flow_batches: int = 0,
         warmup: int = 0,
         noise_limit: float = 0.0,
+        reach: float = 0.0,
         power: float = 1.0,
         offset: float = 0.01,
         velocity_teacher: Any = None,
@@ -79,6 +84,9 @@ class MeanFlowLoss(FlowMatchREPALoss):
                 f'MeanFlowLoss: equal_share, end_share and whole_share are {self.shares}; each must be 0 or more, and '
                 'all at most 1 together'
             )
+        if not 0 <= reach < 1:
+            raise ValueError(f'MeanFlowLoss: reach={reach} must be a share of the step, 0 or more and below 1')
+        self.reach = reach
         self.flow_batches = flow_batches
         self.warmup = warmup
         self.noise_limit = noise_limit
@@ -156,13 +164,17 @@ class MeanFlowLoss(FlowMatchREPALoss):
         batch = self.draw(net, images, cond, null_cond, noise, t, teacher_features, drop_mask)
         rest = slice(equal, None)
         target, path = self._velocities(net, batch, null_cond, rest)
+        s, features = net.encode(batch.x_t, t, batch.cond, r=r, feature_layer=self._aligned(batch))
+        u = net.decode(s, batch.pixels, net.grid_of(batch.x_t), batch.positions, **time_of(net, t)).float()
         correction = torch.zeros_like(target)
         if equal < len(t):
             with torch.no_grad():
-                slope = path_derivative(net, batch.rows(rest), r[rest], path)
-            correction[rest] = (r - t)[rest].view(-1, 1, 1, 1) * slope
-        s, features = net.encode(batch.x_t, t, batch.cond, r=r, feature_layer=self._aligned(batch))
-        u = net.decode(s, batch.pixels, net.grid_of(batch.x_t), batch.positions, **time_of(net, t)).float()
+                if self.reach:
+                    there, target[rest] = self._go_on(net, batch.rows(rest), r[rest], path, target[rest], null_cond)
+                    correction[rest] = path_difference(net, there, batch.t[rest], r[rest], u[rest])
+                else:
+                    slope = path_derivative(net, batch.rows(rest), r[rest], path)
+                    correction[rest] = (r - t)[rest].view(-1, 1, 1, 1) * slope
         velocity = u - correction
         error = (velocity - target).square().mean((1, 2, 3))
         weight = (error.detach() + self.offset) ** -self.power
@@ -191,6 +203,19 @@ class MeanFlowLoss(FlowMatchREPALoss):
         guided = fine + (scale - 1) * added
         return guided, (base + (scale - 1) * added_base, guided[rest])
 
+    def _go_on(
+        self, net: Any, batch: NoisyBatch, r: Tensor, path: Velocities, target: Tensor, null_cond: Tensor | None
+    ) -> tuple[NoisyBatch, Tensor]:
+        """The batch a share ``reach`` of the step later, and the target's mean over that share."""
+        length = self.reach * (r - batch.t)
+        there = batch.moved(path, length)
+        if self.velocity_teacher is None:
+            # The target is that of one pair of noise and image, which a second one would not make better.
+            return there, target
+        # A step of Heun's method.
+        later, (base, fine) = self._velocities(net, there, null_cond, slice(None))
+        return batch.moved(((path[0] + base) / 2, (path[1] + fine) / 2), length), (target + later) / 2
+
 
 def path_derivative(net: Any, batch: NoisyBatch, r: Tensor, velocities: Velocities) -> Tensor:
     """``du/dt`` of the pixels in float32, ``r`` fixed, while time runs and everything moves at ``velocities``."""
@@ -206,6 +231,18 @@ def path_derivative(net: Any, batch: NoisyBatch, r: Tensor, velocities: Velociti
     with sdpa_kernel(SDPBackend.MATH):
         slope = jvp(mean_velocity, (batch.x_t, batch.pixels, batch.t), (base, fine, torch.ones_like(batch.t)))[1]
     return slope.float() if slope.dtype != torch.float64 else slope
+
+
+def path_difference(net: Any, there: NoisyBatch, t: Tensor, r: Tensor, u: Tensor) -> Tensor:
+    """``(r - s) (u_s - u) / (s - t)`` of the pixels in float32, ``s`` the times of ``there``, ``u`` that of ``t``."""
+    tokens, _ = net.encode(there.x_t, there.t, there.cond, r=r)
+    grid = net.grid_of(there.x_t)
+    later = net.decode(tokens, there.pixels, grid, there.positions, **time_of(net, there.t)).to(u)
+    factor = torch.where(there.t > t, (r - there.t) / (there.t - t), 0)
+    if getattr(net, 'prediction', 'velocity') == 'image':
+        # Nearer to the image its velocity is not the true one, and u = v will do.
+        factor = torch.where(there.t <= 1 - MIN_TIME_LEFT, factor, 0)
+    return factor.view(-1, 1, 1, 1) * (later - u)
 
 
 def _velocities_at(net: Any, batch: NoisyBatch, cond: Tensor, rest: slice) -> Velocities:
