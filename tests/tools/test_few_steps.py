@@ -78,16 +78,30 @@ def test_what_cannot_be_planned_gets_one_line(run, tmp_path, arguments, changes,
 def test_few_steps_are_compared_and_drawn(run, tmp_path):
     teacher = save(tmp_path / 'teacher.safetensors', SAMPLING, 32)
     student = save(tmp_path / 'student.safetensors', FEW, 32, step_end=True)
-    options = ['--teacher', teacher, '--num', 20, '--steps', 1, 2, '--out', tmp_path / 'out']
+    options = ['--teacher', teacher, '--teacher-steps', 6, '--num', 20, '--steps', 1, 2, '--out', tmp_path / 'out']
     code, printed = run('few_steps.py', student, *options)
     assert code is None
     rows = json.loads((tmp_path / 'out/few_steps.json').read_text())
-    assert [row['sampler'] for row in rows] == ['4 guided steps', '1 step', '2 steps']
+    assert [row['sampler'] for row in rows] == ['6 guided steps', '1 step', '2 steps']
     assert '| 2 steps |' in printed
     assert all(0 < row['grain'] < 255 for row in rows)
     # Three rows of ten digits, one step, two and the teacher's; and one at four times the size.
     assert Image.open(tmp_path / 'out/few_steps.png').size == (1316, 3 * 128 + 2 * 8)
     assert Image.open(tmp_path / 'out/fine.png').size == (1316, 128)
+
+
+def test_stages_of_a_training_are_drawn_over_its_batches(run, tmp_path):
+    early, late = (tmp_path / f'iter_{number}.safetensors' for number in (50, 1000))
+    for path in (late, early):
+        save(path, FEW, 32, step_end=True)
+    options = ['--curve', '--num', 10, '--steps', 1, 2, '--out', tmp_path / 'out']
+    code, printed = run('few_steps.py', late, early, *options)
+    assert code is None
+    assert f'curve: {tmp_path / "out/curve.png"}' in printed
+    assert Image.open(tmp_path / 'out/curve.png').size == (460, 320)
+    other = save(tmp_path / 'other.safetensors', FEW, 32, step_end=True)
+    code, _ = run('few_steps.py', early, other, *options)
+    assert code.endswith('takes the number of batches from names such as iter_400.pth')
 
 
 def test_other_pictures_than_digits_are_recognised_by_their_classifier(run, tmp_path):

@@ -5,11 +5,13 @@ For each number of steps: the share of the pictures that is recognised, and the 
 features of a classifier of tools/train_classifier.py; of several checkpoints (seeds), one row each. Digits are
 recognised by a support-vector classifier, other pictures by that of the features. Digits are grey, so how far their
 channels are from their mean, of 255, is the grain of a picture. Also drawn: ten pictures a row, in one step, in two,
-and by the distilled network; and those of one step rendered at four times the size.
+and by the distilled network; and those of one step rendered at four times the size. With --curve the checkpoints
+(iter_N.pth) are stages of one training, and their scores are drawn over its batches; the pictures are of the last.
 """
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -22,7 +24,9 @@ SCALE = 4
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('checkpoints', nargs='+', help='networks of mean velocities, one a seed')
+    parser.add_argument('--curve', action='store_true', help='the checkpoints are stages of one training: draw a curve')
     parser.add_argument('--teacher', help='the network that was distilled, sampled with its own settings')
+    parser.add_argument('--teacher-steps', type=int, help="steps of the distilled network (the checkpoint's)")
     parser.add_argument('--data', default='digits:train', help='real pictures, such as data/cifar10/test (digits)')
     parser.add_argument('--classifier', type=Path, help='of tools/train_classifier.py; without it, no distances')
     parser.add_argument('--steps', type=int, nargs='+', default=[1, 2, 4, 8], help='(1 2 4 8)')
@@ -40,12 +44,15 @@ def main(args: argparse.Namespace) -> None:
     from pixnerd_plugin.formats.atomic import atomic_path
     from pixnerd_plugin.images import image_grid, save_png, to_uint8
 
+    batches = [batches_of(path) for path in args.checkpoints] if args.curve else []
+    drawn = batches.index(max(batches)) if batches else 0
     score = make_scorer(args.data, args.classifier)
     results, pictures, last = [], [], None
     if args.teacher:
         pipe = load_pipeline(args.teacher, device=args.device, dtype='float32')
         # The same noise as in the other rows.
-        sampler = pipe.sampler.replace(noise_limit=load_pipeline(args.checkpoints[0]).sampler.noise_limit)
+        limit = load_pipeline(args.checkpoints[0]).sampler.noise_limit
+        sampler = pipe.sampler.replace(noise_limit=limit, num_steps=args.teacher_steps or pipe.sampler.num_steps)
         images = draw(pipe, sampler, args)
         results.append(dict(checkpoint=args.teacher, sampler=f'{sampler.num_steps} guided steps', **score(images)))
         last = images[:10]
@@ -55,9 +62,9 @@ def main(args: argparse.Namespace) -> None:
             sampler = pipe.sampler.replace(num_steps=steps)
             images = draw(pipe, sampler, args)
             results.append(dict(checkpoint=path, sampler=f'{steps} step{"s" * (steps > 1)}', **score(images)))
-            if number == 0 and steps <= 2:
+            if number == drawn and steps <= 2:
                 pictures.append(images[:10])
-        if number == 0:
+        if number == drawn:
             sampler = pipe.sampler.replace(num_steps=args.steps[0])
             _, field = pipe.sample(*first(pipe, args.seed, 10), sampler=sampler, record_field=True)
             fine = to_uint8(field.decode((pipe.size[0] * SCALE, pipe.size[1] * SCALE)))
@@ -73,6 +80,47 @@ def main(args: argparse.Namespace) -> None:
         recognised = f'{row["recognised"]:.1%}'.replace('%', ' %')
         print(f'| {row["checkpoint"]} | {row["sampler"]} | {recognised} | {distance} | {grain} |')
     print(f'figures: {args.out / "few_steps.png"}, and {args.out / "fine.png"} at {SCALE} times the size')
+    if args.curve:
+        draw_curve(args, dict(zip(args.checkpoints, batches, strict=True)), results)
+
+
+def batches_of(path: str) -> int:
+    """The number of batches in the name of a checkpoint."""
+    found = re.search(r'iter_(\d+)', Path(path).name)
+    if found is None:
+        raise ValueError(f'{path}: --curve takes the number of batches from names such as iter_400.pth')
+    return int(found[1])
+
+
+def draw_curve(args: argparse.Namespace, batches: dict[str, int], results: list[dict]) -> None:
+    """Recognised pictures, and distances if there are some, over the batches of a training."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
+
+    from pixnerd_plugin.formats.atomic import atomic_path
+
+    titles = dict(recognised='recognised', distance='Fréchet distance')
+    names = [name for name in titles if name in results[0]]
+    figure, panels = pyplot.subplots(
+        1, len(names), figsize=(4.6 * len(names), 3.2), layout='constrained', squeeze=False
+    )
+    order = sorted(batches, key=batches.__getitem__)
+    for panel, name in zip(panels[0], names, strict=True):
+        for steps in dict.fromkeys(row['sampler'] for row in results if row['checkpoint'] in batches):
+            found = {row['checkpoint']: row[name] for row in results if row['sampler'] == steps}
+            panel.plot([batches[path] for path in order], [found[path] for path in order], marker='o', label=steps)
+        for row in results:
+            if row['checkpoint'] == args.teacher:
+                panel.axhline(row[name], color='C7', linestyle='--', label=row['sampler'])
+        panel.set(xlabel='batches', title=titles[name])
+        panel.grid(alpha=0.3)
+        panel.legend()
+    with atomic_path(args.out / 'curve.png') as temporary:
+        figure.savefig(temporary, dpi=100)
+    pyplot.close(figure)
+    print(f'curve: {args.out / "curve.png"}')
 
 
 def first(pipe, seed: int, count: int) -> tuple[list[int], list[int]]:
