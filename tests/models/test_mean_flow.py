@@ -292,7 +292,7 @@ def test_it_trains_in_bf16_on_several_densities_with_a_teacher_and_terms(recompu
     )
     torch.manual_seed(0)
     with torch.autocast('cpu', torch.bfloat16):
-        terms = loss(net, torch.randn(4, 3, 16, 16), torch.arange(4), torch.tensor([5]))
+        terms = loss(net, torch.randn(4, 3, 16, 16), torch.arange(4), torch.tensor([5] * 4))
     assert terms.keys() == {'loss_flow', 'error', 'loss_repa', 'loss_frequency'}
     sum(value for name, value in terms.items() if name.startswith('loss')).backward()
     for name, parameter in net.named_parameters():

@@ -170,7 +170,8 @@ class MeanFlowLoss(FlowMatchREPALoss):
         if equal < len(t):
             with torch.no_grad():
                 if self.reach:
-                    there, target[rest] = self._go_on(net, batch.rows(rest), r[rest], path, target[rest], null_cond)
+                    null = null_cond if null_cond is None or len(null_cond) == 1 else null_cond[rest]
+                    there, target[rest] = self._go_on(net, batch.rows(rest), r[rest], path, target[rest], null)
                     correction[rest] = path_difference(net, there, batch.t[rest], r[rest], u[rest])
                 else:
                     slope = path_derivative(net, batch.rows(rest), r[rest], path)
