@@ -1,7 +1,7 @@
 # cifar10_wide.py after 2000 steps (PIXNERD_INIT), distilled with MeanFlow into one to eight steps. docs/few_steps.md
 _base_ = './cifar10_wide.py'
 teacher = '{{$PIXNERD_INIT:work_dirs/cifar10/iter_2000.pth}}'
-flow_batches, warmup, max_iters = 300, 200, 1000
+flow_batches, warmup, max_iters = 200, 150, 800
 model = dict(
     backbone=dict(step_end=True, prediction='image'),
     loss=dict(
@@ -9,12 +9,14 @@ model = dict(
         velocity_teacher=dict(type='FrozenBackbone', checkpoint=teacher),
         guidance_scale=2.0,
         cond_drop_prob=0.0,
-        equal_share=0.25,
-        end_share=0.2,
+        equal_share=0.5,
+        end_share=0.1,
         whole_share=0.2,
+        time_std=1.5,
         flow_batches=flow_batches,
         warmup=warmup,
         reach=0.1,
+        power=0.5,
         teacher=None,
     ),
     sampler=dict(_delete_=True, type='MeanFlowSampler', num_steps=4),

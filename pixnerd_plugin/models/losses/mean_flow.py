@@ -164,19 +164,21 @@ class MeanFlowLoss(FlowMatchREPALoss):
         batch = self.draw(net, images, cond, null_cond, noise, t, teacher_features, drop_mask)
         rest = slice(equal, None)
         target, path = self._velocities(net, batch, null_cond, rest)
-        s, features = net.encode(batch.x_t, t, batch.cond, r=r, feature_layer=self._aligned(batch))
-        u = net.decode(s, batch.pixels, net.grid_of(batch.x_t), batch.positions, **time_of(net, t)).float()
-        correction = torch.zeros_like(target)
+        # What u is corrected by: change - factor u. Before u itself, whose activations are kept.
+        change, factor = torch.zeros_like(target), torch.zeros_like(t).view(-1, 1, 1, 1)
         if equal < len(t):
             with torch.no_grad():
                 if self.reach:
                     null = null_cond if null_cond is None or len(null_cond) == 1 else null_cond[rest]
                     there, target[rest] = self._go_on(net, batch.rows(rest), r[rest], path, target[rest], null)
-                    correction[rest] = path_difference(net, there, batch.t[rest], r[rest], u[rest])
+                    factor[rest], later = later_velocity(net, there, t[rest], r[rest])
+                    change[rest] = factor[rest] * later
                 else:
                     slope = path_derivative(net, batch.rows(rest), r[rest], path)
-                    correction[rest] = (r - t)[rest].view(-1, 1, 1, 1) * slope
-        velocity = u - correction
+                    change[rest] = (r - t)[rest].view(-1, 1, 1, 1) * slope
+        s, features = net.encode(batch.x_t, t, batch.cond, r=r, feature_layer=self._aligned(batch))
+        u = net.decode(s, batch.pixels, net.grid_of(batch.x_t), batch.positions, **time_of(net, t)).float()
+        velocity = u - (change - factor * u.detach())
         error = (velocity - target).square().mean((1, 2, 3))
         weight = (error.detach() + self.offset) ** -self.power
         self.per_image = dict(t=t, loss_flow=(weight * error).detach(), error=error.detach())
@@ -234,16 +236,16 @@ def path_derivative(net: Any, batch: NoisyBatch, r: Tensor, velocities: Velociti
     return slope.float() if slope.dtype != torch.float64 else slope
 
 
-def path_difference(net: Any, there: NoisyBatch, t: Tensor, r: Tensor, u: Tensor) -> Tensor:
-    """``(r - s) (u_s - u) / (s - t)`` of the pixels in float32, ``s`` the times of ``there``, ``u`` that of ``t``."""
+def later_velocity(net: Any, there: NoisyBatch, t: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+    """``(r - s) / (s - t)``, ``(B, 1, 1, 1)``, and ``u`` of the pixels at the times ``s`` of ``there``, in float32."""
     tokens, _ = net.encode(there.x_t, there.t, there.cond, r=r)
     grid = net.grid_of(there.x_t)
-    later = net.decode(tokens, there.pixels, grid, there.positions, **time_of(net, there.t)).to(u)
+    later = net.decode(tokens, there.pixels, grid, there.positions, **time_of(net, there.t)).float()
     factor = torch.where(there.t > t, (r - there.t) / (there.t - t), 0)
     if getattr(net, 'prediction', 'velocity') == 'image':
         # Nearer to the image its velocity is not the true one, and u = v will do.
         factor = torch.where(there.t <= 1 - MIN_TIME_LEFT, factor, 0)
-    return factor.view(-1, 1, 1, 1) * (later - u)
+    return factor.view(-1, 1, 1, 1), later
 
 
 def _velocities_at(net: Any, batch: NoisyBatch, cond: Tensor, rest: slice) -> Velocities:
