@@ -5,14 +5,20 @@ teacher = '{{$PIXNERD_INIT:weights/pixnerd_xl16.pth}}'
 accumulate = 32
 max_iters = 20_000 * accumulate
 model = dict(
-    backbone=dict(step_end=True, checkpoint=True),
+    backbone=dict(step_end=True, prediction='image', checkpoint=True),
     loss=dict(
         type='MeanFlowLoss',
         velocity_teacher=dict(type='FrozenBackbone', checkpoint=teacher, dtype='bfloat16'),
         guidance_scale=3.5,
         guidance_interval=(0.1, 1.0),
         cond_drop_prob=0.0,
-        warmup=1000 * accumulate,
+        equal_share=0.5,
+        end_share=0.1,
+        whole_share=0.2,
+        flow_batches=2000 * accumulate,
+        warmup=2000 * accumulate,
+        reach=0.1,
+        power=0.5,
         teacher=None,
     ),
     sampler=dict(_delete_=True, type='MeanFlowSampler', num_steps=2),
