@@ -1,6 +1,6 @@
 # Digits in one to four steps without a teacher: the network learns velocities first, then steps. docs/few_steps.md
 _base_ = './pixnerd_digits_meanflow.py'
-flow_batches, warmup, max_iters = 700, 200, 1400
+flow_batches, warmup, max_iters = 600, 200, 1200
 # Guidance in the target is from the network's own velocities, with and without the class.
 model = dict(loss=dict(velocity_teacher=None, cond_drop_prob=0.1, flow_batches=flow_batches, warmup=warmup))
 load_from = None

@@ -36,7 +36,7 @@ class MeanFlowLoss(FlowMatchREPALoss):
         args: as for :class:`~.flow_match_repa.FlowMatchREPALoss`, as are ``kwargs``.
         guidance_scale: scale ``g`` of the guidance that is learned; 1 for none.
         guidance_interval: it is learned where ``t_min <= t < t_max``.
-        equal_share: share of the pictures with ``r = t``: flow matching.
+        equal_share: share of the pictures with ``r = t``: flow matching, which all others rest on.
         end_share: share whose steps end at the image: ``r = 1``.
         whole_share: share with the one step from noise to image: ``t = 0`` and ``r = 1``. All others have two of the
             drawn times as ``t`` and ``r``.
@@ -50,7 +50,8 @@ class MeanFlowLoss(FlowMatchREPALoss):
             the step, ``d = a (r - t)``: ``u = v + (r - t - d) (u_d - u) / d``, ``v`` the mean of the path's velocities
             here and there (of both ends only with a teacher). Less noise, for an error in the path; the fast attention
             serves (AlphaFlow, arXiv 2510.20771).
-        power, offset: the weight of a picture is ``w = 1 / (e + offset)^power``, ``e`` its mean squared error.
+        power, offset: the weight of a picture is ``w = 1 / (e + offset)^power``, ``e`` its mean squared error. With a
+            power above 0.5 (1 in MeanFlow) a picture counts for less the further off it is.
         velocity_teacher: a network with ``encode`` and ``decode``, or a registry dict. It is not a submodule, so it
             stays out of checkpoints and the EMA.
 
