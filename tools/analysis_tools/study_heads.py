@@ -49,7 +49,9 @@ class Part(NamedTuple):
 DOCUMENTED = dict(
     digits_heads=(
         Part(16, 0.6, (0,)),
-        Part(16, 0.6, (1, 2), ('without',)),
+        Part(16, 0.6, (1, 2), ('without',), ('field',)),
+        Part(16, 0.6, (1,), ('without',), ('DeCo',)),
+        Part(16, 0.6, (1,), ('without',), ('linear',), ('image',)),
         Part(8, 2.2, (0,), ('without',)),
     ),
     cifar10_heads=(Part(8, 1.5, (0,), ('without',)),),
