@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 from pixnerd_plugin import load_pipeline
 from pixnerd_plugin.evaluation.classifier import SmallConvNet, save_classifier
 from pixnerd_plugin.registry import MODELS
-from pixnerd_plugin.sampling import AdamsFlowSampler
 from tests.training import ROOT
 
 SAMPLING = dict(type='AdamsFlowSampler', num_steps=4, order=2, guidance_scale=1.5, guidance_interval=[0.0, 0.6])
@@ -60,18 +59,6 @@ def test_a_plan_is_made_compared_and_written(run, tmp_path):
     pipe = load_pipeline(target)
     assert [plan['error'] for plan in pipe.plans] == [row['planned'] for row in rows]
     assert pipe.plan(pipe.sampler).times == rows[0]['times']
-
-
-def test_plans_are_sought_from_long_and_from_very_short_first_steps(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / 'tools')
-    grids = runpy.run_path(str(ROOT / 'tools/analysis_tools/plan_steps.py'))['grids'](
-        AdamsFlowSampler(10, timeshift=1.0)
-    )
-    assert all(len(times) == 11 and times == sorted(times) for times in grids)
-    assert all((times[0], times[-1]) == (0, 1) for times in grids)
-    firsts = [times[1] for times in grids]
-    assert min(firsts) == pytest.approx(0.001)
-    assert max(firsts) > 0.15
 
 
 @pytest.mark.parametrize(

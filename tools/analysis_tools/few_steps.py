@@ -114,7 +114,7 @@ def draw_curve(args: argparse.Namespace, batches: dict[str, int], results: list[
         for row in results:
             if row['checkpoint'] == args.teacher:
                 panel.axhline(row[name], color='C7', linestyle='--', label=row['sampler'])
-        panel.set(xlabel='batches', title=titles[name])
+        panel.set(xlabel='batches', title=titles[name], yscale='log' if name == 'distance' else 'linear')
         panel.grid(alpha=0.3)
         panel.legend()
     with atomic_path(args.out / 'curve.png') as temporary:
