@@ -83,7 +83,7 @@ def choose(net, sampler, path, inputs: tuple, target, runs: int) -> dict:
     from pixnerd_plugin.sampling.plan import descend
 
     reach = (-1, 1, -3, 3, -8, 8)
-    starts = [path.choice(times) for times in grids(sampler)]
+    starts = [path.choice(sampler.replace(timeshift=shift).times) for shift in (0.5, 1.0, SHIFT, 4.0)]
     starts = [start._replace(first=0) if start.first == 1 else start for start in starts]
     found = [descend(start, lambda choice: path.error(choice, sampler.order), reach, 3000)[0] for start in starts]
 
@@ -93,12 +93,6 @@ def choose(net, sampler, path, inputs: tuple, target, runs: int) -> dict:
     tried = sorted(((error(choice), choice) for choice in dict.fromkeys([*starts, *found])), key=lambda pair: pair[0])
     best, _ = descend(tried[0][1], error, reach, max(1, runs - len(tried)))
     return path.settings(best)
-
-
-def grids(sampler) -> list[list[float]]:
-    """Times to begin from: shifts, and powers of even times. Both kinds reach short first steps, which are Euler's."""
-    shifts = [sampler.replace(timeshift=shift).times for shift in (0.5, 1.0, SHIFT, 4.0)]
-    return shifts + [[time**power for time in sampler.times] for power in (1.5, 2.0, 3.0)]
 
 
 def distance(images, truth) -> float:
