@@ -49,12 +49,12 @@ class Part(NamedTuple):
 DOCUMENTED = dict(
     digits_heads=(
         Part(16, 0.6, (0,)),
-        Part(16, 0.6, (1, 2), ('without',), ('field',)),
-        Part(16, 0.6, (1,), ('without',), ('DeCo',)),
+        Part(16, 0.6, (1,), ('without',), ('field', 'DeCo')),
         Part(16, 0.6, (1,), ('without',), ('linear',), ('image',)),
+        Part(16, 0.6, (2,), ('without',), ('field',), ('velocity',)),
         Part(8, 2.2, (0,), ('without',)),
     ),
-    cifar10_heads=(Part(8, 1.5, (0,), ('without',)),),
+    cifar10_heads=(Part(8, 1.5, (0,), ('without',)), Part(8, 1.5, (1,), ('without',), ('field',))),
 )
 
 
