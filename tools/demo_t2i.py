@@ -180,23 +180,13 @@ def text_block(text: str, width: int):
 
 def score(pipe, unseen: bool, per_task: int, seed: int) -> dict[str, float]:
     """Share of pictures that follow their prompt, by task; one picture a prompt."""
-    from tqdm import tqdm
-
-    from pixnerd_plugin.evaluation.digit_benchmark import digit_prompts, judge
+    from pixnerd_plugin.evaluation.digit_benchmark import digit_prompts, follow
     from pixnerd_plugin.images import to_uint8
 
-    right: dict[str, list[bool]] = {}
-    entries = list(enumerate(digit_prompts(unseen, per_task)))
-    with tqdm(total=len(entries), desc='unseen' if unseen else 'seen', unit='picture', disable=None) as bar:
-        for shape in (SQUARE, WIDE, TALL):
-            same = [(seed + number, entry) for number, entry in entries if tuple(entry['size']) == shape]
-            for start in range(0, len(same), 32):
-                seeds, batch = zip(*same[start : start + 32], strict=True)
-                pictures = to_uint8(pipe.sample([entry['prompt'] for entry in batch], seeds, shape))
-                for entry, picture in zip(batch, pictures, strict=True):
-                    right.setdefault(entry['tag'], []).append(judge(entry, picture)[0])
-                bar.update(len(batch))
-    return {task: sum(right[task]) / len(right[task]) for task in dict.fromkeys(entry['tag'] for _, entry in entries)}
+    def draw_batch(prompts, seeds, size):
+        return to_uint8(pipe.sample(prompts, seeds, size))
+
+    return follow(draw_batch, digit_prompts(unseen, per_task), seed)
 
 
 if __name__ == '__main__':

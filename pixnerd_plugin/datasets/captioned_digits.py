@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,8 @@ class CaptionedDigits(ImageDataset):
         scale: 1, 2 or 4; draws the same pictures this many times larger.
         split: which handwritten digits are used: 'train' (1437), 'test' (the other 360) or 'all'.
         held_out: leave out the combinations that training is not to show (`digit_scenes`).
+        colours: names of the colours of the digits: two or more of the six, or any of those that are in no default,
+            ``'orange'`` and ``'pink'``.
         seed: another seed makes other pictures.
         kwargs: `ImageDataset`'s arguments.
     """
@@ -39,6 +42,7 @@ class CaptionedDigits(ImageDataset):
         scale: int = 1,
         split: str = 'train',
         held_out: bool = True,
+        colours: Sequence[str] = tuple(COLOURS),
         seed: int = 0,
         **kwargs: Any,
     ):
@@ -46,14 +50,23 @@ class CaptionedDigits(ImageDataset):
             raise ValueError(f'num={num!r} must be a whole number of pictures, at least 1')
         if scale not in (1, 2, 4):
             raise ValueError(f'scale={scale!r} must be 1, 2 or 4')
+        known = COLOURS | NEW_COLOURS
+        if unknown := [name for name in colours if name not in known]:
+            raise ValueError(f'colours has {unknown[0]!r}, not one of {", ".join(known)}')
+        if len(set(colours) & set(COLOURS)) < 2 and not set(colours) & set(NEW_COLOURS):
+            # Of one colour, the digit that training never shows in it could not be drawn.
+            raise ValueError(f'colours={tuple(colours)} must be two or more of {", ".join(COLOURS)}, or a new one')
         check_split(split)
         self.num, self.scale, self.split, self.held_out, self.seed = num, scale, split, held_out, seed
+        self.colours = tuple(colours)
         super().__init__(**kwargs)
 
     def load_data_list(self) -> list[dict[str, Any]]:
         images, labels = clear_digits(self.split)
         self._scans = [images[labels == value] for value in range(10)]
-        self.fingerprint = digest(['captioned digits', self.split, *map(str, (self.num, self.held_out, self.seed))])
+        described = map(str, (self.num, self.held_out, self.seed, *self.colours))
+        # 2: scenes as they are drawn since captions that name no background mean black.
+        self.fingerprint = digest(['captioned digits 2', self.split, *described])
         return [{}] * self.num
 
     def shape_of(self, index: int) -> tuple[int, int]:
@@ -64,7 +77,7 @@ class CaptionedDigits(ImageDataset):
     def scene(self, index: int) -> Scene:
         """What is in picture ``index``."""
         rng = self._rng(index)
-        return draw_scene(rng, draw_shape(rng), self.held_out)
+        return draw_scene(rng, draw_shape(rng), self.held_out, self.colours)
 
     def captions(self, index: int) -> list[str]:
         """The caption of picture ``index``, in a list as other captioned datasets have it."""

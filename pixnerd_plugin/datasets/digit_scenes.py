@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,9 @@ COLOURS = dict(
 NEW_COLOURS = dict(orange=(240, 125, 20), pink=(250, 130, 185))
 BACKGROUNDS = dict(black=(14, 14, 18), white=(244, 244, 240), grey=(120, 120, 122), brown=(88, 60, 40))
 _NAMES_OF_COLOURS, _NAMES_OF_BACKGROUNDS = tuple(COLOURS), tuple(BACKGROUNDS)
+DEFAULT_BACKGROUND = _NAMES_OF_BACKGROUNDS[0]
+"""Where digits stand if the caption does not say."""
+
 SHAPES = ((32, 32), (32, 64), (64, 32))
 """Square, wide and tall pictures: (height, width) in pixels."""
 
@@ -36,7 +40,8 @@ MAX_WORDS = 16
 """No caption is longer."""
 
 _KINDS = ('single', 'pair', 'line', 'count')
-_SHARES_SQUARE, _SHARES_LONG = (0.6, 0.15, 0, 0.25), (0.1, 0.6, 0.1, 0.2)
+_SHARES_SQUARE, _SHARES_LONG = (0.45, 0.15, 0, 0.4), (0.1, 0.55, 0.1, 0.25)
+_SHARES_BACKGROUND = (0.55, 0.15, 0.15, 0.15)
 
 
 @dataclass(frozen=True)
@@ -64,8 +69,8 @@ def is_new_colour_of(value: int, colour: str) -> bool:
 
 
 def is_new_background_of(value: int, background: str) -> bool:
-    """Whether training never shows this digit alone on this background: one of the four for each digit."""
-    return _NAMES_OF_BACKGROUNDS.index(background) == (3 * value + 1) % 4
+    """Whether training never shows this digit alone on this background: one of the three named ones for each digit."""
+    return _NAMES_OF_BACKGROUNDS.index(background) == value % 3 + 1
 
 
 def is_new_pair(first: int, second: int, axis: int) -> bool:
@@ -92,13 +97,14 @@ def join(parts: list[str]) -> str:
     return ' and '.join([' , '.join(parts[:-1]), parts[-1]]) if len(parts) > 1 else parts[0]
 
 
-def cells_of(shape: tuple[int, int], count: int, axis: int) -> list[tuple[int, int, int]]:
-    """``count`` squares in a row (axis 0) or a column (axis 1), in the middle of a picture: (top, left, side).
+def cells_of(rng: np.random.Generator, shape: tuple[int, int], count: int, axis: int) -> list[tuple[int, int, int]]:
+    """``count`` squares in a row (axis 0) or a column (axis 1): (top, left, side).
 
-    Two of 32 pixels where they fit, else of 16: whole patches of 8.
+    Two of 32 pixels where they fit, else of 16 at any place: whole patches of 8 or of 16.
     """
     side = 32 if 32 * count <= shape[1 - axis] else 16
-    along, across = (shape[1 - axis] - count * side) // 2, (shape[axis] - side) // 2
+    along = side * int(rng.integers(shape[1 - axis] // side - count + 1))
+    across = side * int(rng.integers(shape[axis] // side))
     starts = [along + index * side for index in range(count)]
     return [(across, start, side) if axis == 0 else (start, across, side) for start in starts]
 
@@ -114,7 +120,12 @@ def draw_shape(rng: np.random.Generator) -> tuple[int, int]:
     return SHAPES[_pick(rng, (0.5, 0.25, 0.25))]
 
 
-def draw_scene(rng: np.random.Generator, shape: tuple[int, int], held_out: bool = True) -> Scene:
+def draw_scene(
+    rng: np.random.Generator,
+    shape: tuple[int, int],
+    held_out: bool = True,
+    colours: Sequence[str] = tuple(COLOURS),
+) -> Scene:
     """Draw a scene of one to four digits and its caption.
 
     Most have one or two large digits: large shapes and whose colour is whose are learned from these, small ones after.
@@ -123,6 +134,7 @@ def draw_scene(rng: np.random.Generator, shape: tuple[int, int], held_out: bool 
         rng: decides everything else.
         shape: one of `SHAPES`.
         held_out: leave out what training never shows.
+        colours: names of the colours to choose from.
     """
     square, axis = shape[0] == shape[1], int(shape[0] > shape[1])
     kind = _KINDS[_pick(rng, _SHARES_SQUARE if square else _SHARES_LONG)]
@@ -135,24 +147,25 @@ def draw_scene(rng: np.random.Generator, shape: tuple[int, int], held_out: bool 
             values = values[:1] * count
         if not held_out or not _shows_new_values(values, kind, axis):
             break
-    colours = [_draw_colour(rng, value, held_out) for value in values]
-    cells = cells_of(shape, count, axis)
-    if kind == 'single' and not square:
-        place = 16 * int(rng.integers(3))
-        cells = [(0, place, 32) if axis == 0 else (place, 0, 32)]
+    colours = [_draw_colour(rng, value, held_out, colours) for value in values]
     if kind == 'count':
         colours = colours[:1] * count
-        if square:
-            quarters = quarters_of(shape)
-            cells = [quarters[index] for index in sorted(rng.permutation(4)[:count])]
+    if kind == 'count' and square:
+        quarters = quarters_of(shape)
+        cells = [quarters[index] for index in sorted(rng.permutation(4)[:count])]
+    elif kind == 'single' and not square:
+        place = 16 * int(rng.integers(3))
+        cells = [(0, place, 32) if axis == 0 else (place, 0, 32)]
+    else:
+        cells = cells_of(rng, shape, count, axis)
     digits = tuple(Digit(value, colour, _box(cell)) for value, colour, cell in zip(values, colours, cells, strict=True))
     while True:
-        background = _NAMES_OF_BACKGROUNDS[int(rng.integers(len(BACKGROUNDS)))]
+        background = _NAMES_OF_BACKGROUNDS[_pick(rng, _SHARES_BACKGROUND)]
         if not held_out or kind != 'single' or not is_new_background_of(values[0], background):
             break
     while True:
         caption = _describe(rng, kind, axis, digits)
-        if rng.random() < 0.4:
+        if background != DEFAULT_BACKGROUND or rng.random() < 0.2:
             caption += f' on {background}'
         if len(caption.split()) <= MAX_WORDS:
             return Scene(shape, background, digits, caption)
@@ -169,9 +182,9 @@ def _shows_new_values(values: list[int], kind: str, axis: int) -> bool:
     return any(is_new_pair(values[i], values[j], axis) for j in range(len(values)) for i in range(j))
 
 
-def _draw_colour(rng: np.random.Generator, value: int, held_out: bool) -> str:
+def _draw_colour(rng: np.random.Generator, value: int, held_out: bool, colours: Sequence[str]) -> str:
     while True:
-        colour = _NAMES_OF_COLOURS[int(rng.integers(len(COLOURS)))]
+        colour = colours[int(rng.integers(len(colours)))]
         if not held_out or not is_new_colour_of(value, colour):
             return colour
 
@@ -184,7 +197,7 @@ def _box(cell: tuple[int, int, int]) -> tuple[int, int, int]:
 
 
 def _describe(rng: np.random.Generator, kind: str, axis: int, digits: tuple[Digit, ...]) -> str:
-    coloured = rng.random() < 0.75
+    coloured = rng.random() < 0.8
     names = [noun(digit.value, digit.colour if coloured else None) for digit in digits]
     if kind == 'single':
         return names[0]

@@ -1,24 +1,26 @@
 """GenEval in miniature: prompts of its six kinds for coloured digits, and whether a picture follows its prompt.
 
 A prompt is a line of metadata as GenEval has it (``tag``, ``prompt``, ``include`` with ``class``, ``count``, ``color``
-and ``position``), and besides the ``size`` of its picture and the ``background`` if it names one. The check is
+and ``position``), and besides the ``size`` of its picture and its ``background``, black if it names none. The check is
 stricter than GenEval's: what is asked for must be there, and no other digit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from pixnerd_plugin.datasets.decode import decode_image
 from pixnerd_plugin.datasets.digit_scenes import (
     BACKGROUNDS,
     COLOURS,
     COUNTS,
+    DEFAULT_BACKGROUND,
     DIGITS,
     NEW_COLOURS,
     PAIR_WORDS,
@@ -58,6 +60,33 @@ def digit_prompts(unseen: bool, per_task: int = 25, seed: int = 0) -> list[dict[
         for task, maker in zip(GENEVAL_TASKS, makers, strict=True)
         for _ in range(per_task)
     ]
+
+
+def follow(
+    draw: Callable[[list[str], list[int], tuple[int, int]], np.ndarray],
+    entries: Sequence[dict[str, Any]],
+    seed: int = 0,
+    batch_size: int = 32,
+) -> dict[str, float]:
+    """Share of pictures that follow their prompt, by task; one picture a prompt.
+
+    Args:
+        draw: from prompts, seeds and the size of all pictures to pictures (B, H, W, 3) uint8.
+        entries: as `digit_prompts` gives them.
+        seed: of the first prompt's picture; the others count up.
+        batch_size: pictures drawn at once.
+    """
+    right: dict[str, list[bool]] = {entry['tag']: [] for entry in entries}
+    numbered = list(enumerate(entries, start=seed))
+    with tqdm(total=len(entries), unit='picture', disable=None) as bar:
+        for size in SHAPES:
+            same = [(number, entry) for number, entry in numbered if tuple(entry['size']) == size]
+            for start in range(0, len(same), batch_size):
+                seeds, batch = zip(*same[start : start + batch_size], strict=True)
+                for entry, picture in zip(batch, draw([e['prompt'] for e in batch], list(seeds), size), strict=True):
+                    right[entry['tag']].append(judge(entry, picture)[0])
+                bar.update(len(batch))
+    return {task: sum(found) / len(found) for task, found in right.items() if found}
 
 
 def _single(rng: np.random.Generator, unseen: bool) -> dict[str, Any]:
@@ -136,8 +165,10 @@ def _object(value: int, colour: str | None = None, count: int = 1) -> dict[str, 
     return entry | {'color': colour} if colour else entry
 
 
-def _entry(prompt: str, include: list[dict[str, Any]], size: tuple[int, int], **more: Any) -> dict[str, Any]:
-    return dict(prompt=prompt, include=include, size=list(size), **more)
+def _entry(
+    prompt: str, include: list[dict[str, Any]], size: tuple[int, int], background: str = DEFAULT_BACKGROUND
+) -> dict[str, Any]:
+    return dict(prompt=prompt, include=include, size=list(size), background=background)
 
 
 def check_entry(entry: dict[str, Any]) -> None:

@@ -1,8 +1,10 @@
-"""The two ends of `make demo-text`, around a training of two steps."""
+"""The two ends of `make demo-text` around a training of two steps, and the study of what it trains."""
 
+import json
 import re
 import runpy
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -37,15 +39,16 @@ custom_hooks = []
 """
 
 
+def run_tool(tool, *arguments):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, 'argv', [tool, *map(str, arguments)])
+        patch.syspath_prepend(str(ROOT / 'tools'))
+        runpy.run_path(str(ROOT / 'tools' / tool), run_name='__main__')
+
+
 @pytest.fixture(scope='module')
 def run():
-    def run_tool(*arguments):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, 'argv', ['demo_t2i.py', *map(str, arguments)])
-            patch.syspath_prepend(str(ROOT / 'tools'))
-            runpy.run_path(str(ROOT / 'tools/demo_t2i.py'), run_name='__main__')
-
-    return run_tool
+    return partial(run_tool, 'demo_t2i.py')
 
 
 @pytest.fixture(scope='module')
@@ -87,3 +90,17 @@ def test_preparing_again_keeps_what_fits_and_replaces_what_does_not(work_dir, ru
 def test_without_a_checkpoint_it_says_what_to_do(tmp_path, run):
     with pytest.raises(SystemExit, match='train one first: make demo-text'):
         run('draw', '--work-dir', tmp_path)
+
+
+def test_the_study_measures_and_draws_every_setting(work_dir, capsys):
+    options = ('--guidance', 1, 4, '--steps', 2, '--per-task', 1, '--num', 200, '--out', work_dir / 'study')
+    run_tool('analysis_tools/text_study.py', work_dir / 'iter_2.pth', *options)
+    printed = capsys.readouterr().out
+    for line in ('| guidance | seen | unseen | frechet |', '| pictures of the data set |  |  | ', '| Heun | 3 | 2 | '):
+        assert line in printed
+    assert re.search(r'\| negative prompt \| red \| digit right \| on black \|\n.*\n\| \(empty\) \| \d+ % \|', printed)
+    assert re.search(r'\| 4x \| \d+ % \| \d+ % \|', printed)
+    assert '| without | ' in printed
+    for name in ('guidance', 'solver', 'negative', 'tokens', 'lora'):
+        assert np.asarray(Image.open(work_dir / f'study/{name}.png')).std() > 0
+        assert json.loads((work_dir / f'study/{name}.json').read_text())
