@@ -3,9 +3,18 @@
 _base_ = '../pixnerd_t2i_digits.py'
 width = 48
 image_size = 32
-head = dict(width=8)
+head = dict(width=8, depth=1, num_frequencies=3)
 model = dict(
-    backbone=dict(dim=width, depth=1, num_heads=2, mlp_hidden=width, text_dim=40, text_length=64, head=head),
+    backbone=dict(
+        dim=width,
+        depth=1,
+        num_heads=2,
+        mlp_hidden=width,
+        patch_size=8,
+        text_dim=40,
+        text_length=64,
+        head=head,
+    ),
     conditioner=dict(
         model='{{fileDirname}}/../../tests/data/qwen3_tiny', max_length=64, precomputed=None, dtype='float32'
     ),

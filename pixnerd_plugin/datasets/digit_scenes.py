@@ -97,16 +97,14 @@ def join(parts: list[str]) -> str:
     return ' and '.join([' , '.join(parts[:-1]), parts[-1]]) if len(parts) > 1 else parts[0]
 
 
-def cells_of(rng: np.random.Generator, shape: tuple[int, int], count: int, axis: int) -> list[tuple[int, int, int]]:
-    """``count`` squares in a row (axis 0) or a column (axis 1): (top, left, side).
+def cells_of(shape: tuple[int, int], count: int, axis: int) -> list[tuple[int, int, int]]:
+    """``count`` squares in a row (axis 0) or a column (axis 1), from the top left: (top, left, side).
 
-    Two of 32 pixels where they fit, else of 16 at any place: whole patches of 8 or of 16.
+    Of 32 pixels where they fit, else of 16: whole patches of 8 or of 16.
     """
     side = 32 if 32 * count <= shape[1 - axis] else 16
-    along = side * int(rng.integers(shape[1 - axis] // side - count + 1))
-    across = side * int(rng.integers(shape[axis] // side))
-    starts = [along + index * side for index in range(count)]
-    return [(across, start, side) if axis == 0 else (start, across, side) for start in starts]
+    starts = [index * side for index in range(count)]
+    return [(0, start, side) if axis == 0 else (start, 0, side) for start in starts]
 
 
 def quarters_of(shape: tuple[int, int]) -> list[tuple[int, int, int]]:
@@ -128,7 +126,8 @@ def draw_scene(
 ) -> Scene:
     """Draw a scene of one to four digits and its caption.
 
-    Most have one or two large digits: large shapes and whose colour is whose are learned from these, small ones after.
+    The caption decides where everything is, in reading order: of what it leaves open, tokens that are far apart would
+    have to choose the same. Open are only how a digit is written and its colour where none is named.
 
     Args:
         rng: decides everything else.
@@ -151,20 +150,18 @@ def draw_scene(
     if kind == 'count':
         colours = colours[:1] * count
     if kind == 'count' and square:
-        quarters = quarters_of(shape)
-        cells = [quarters[index] for index in sorted(rng.permutation(4)[:count])]
+        cells = quarters_of(shape)[:count]
     elif kind == 'single' and not square:
-        place = 16 * int(rng.integers(3))
-        cells = [(0, place, 32) if axis == 0 else (place, 0, 32)]
+        cells = [(0, 16, 32) if axis == 0 else (16, 0, 32)]  # in the middle
     else:
-        cells = cells_of(rng, shape, count, axis)
+        cells = cells_of(shape, count, axis)
     digits = tuple(Digit(value, colour, _box(cell)) for value, colour, cell in zip(values, colours, cells, strict=True))
     while True:
         background = _NAMES_OF_BACKGROUNDS[_pick(rng, _SHARES_BACKGROUND)]
         if not held_out or kind != 'single' or not is_new_background_of(values[0], background):
             break
     while True:
-        caption = _describe(rng, kind, axis, digits)
+        caption = _describe(rng, kind, shape, axis, digits)
         if background != DEFAULT_BACKGROUND or rng.random() < 0.2:
             caption += f' on {background}'
         if len(caption.split()) <= MAX_WORDS:
@@ -196,7 +193,7 @@ def _box(cell: tuple[int, int, int]) -> tuple[int, int, int]:
     return top + margin, left + margin, side - 2 * margin
 
 
-def _describe(rng: np.random.Generator, kind: str, axis: int, digits: tuple[Digit, ...]) -> str:
+def _describe(rng: np.random.Generator, kind: str, shape: tuple[int, int], axis: int, digits: tuple[Digit, ...]) -> str:
     coloured = rng.random() < 0.8
     names = [noun(digit.value, digit.colour if coloured else None) for digit in digits]
     if kind == 'single':
@@ -207,8 +204,9 @@ def _describe(rng: np.random.Generator, kind: str, axis: int, digits: tuple[Digi
         return f'{COUNTS[len(digits)]} {colour}{PLURALS[digits[0].value]}{line}'
     if kind == 'line':
         return f'{join(names)} {LINE_WORDS[axis][int(rng.integers(2))]}'
-    if rng.random() < 0.25:
-        return join([names[i] for i in rng.permutation(2)])
+    # "And" is beside in square and wide pictures, and above in tall ones.
+    if axis == int(shape[0] > shape[1]) and rng.random() < 0.25:
+        return join(names)
     before, after = (PAIR_WORDS if rng.random() < 0.7 else _OTHER_PAIR_WORDS)[axis]
     return f'{names[0]} {before} {names[1]}' if rng.random() < 0.5 else f'{names[1]} {after} {names[0]}'
 

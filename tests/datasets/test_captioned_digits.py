@@ -9,9 +9,11 @@ from pixnerd_plugin.datasets import BucketBatchSampler, CaptionedDigits, Resumab
 from pixnerd_plugin.datasets.digit_scenes import (
     COLOURS,
     COUNTS,
+    DEFAULT_BACKGROUND,
     DIGITS,
     LINE_WORDS,
     MAX_WORDS,
+    NEW_COLOURS,
     PLURALS,
     SHAPES,
     WORDS,
@@ -132,6 +134,30 @@ def test_the_three_shapes_come_in_batches_of_one(digits):
     assert sorted(sampler.buckets) == sorted(SHAPES)
     batch = next(iter(sampler))
     assert len({digits[index]['img'].shape for index in batch}) == 1
+
+
+def test_the_caption_leaves_open_how_digits_are_written_and_colours_it_does_not_name(scenes):
+    """One caption in one shape, one arrangement: on black unless it says otherwise, and in reading order."""
+    arrangements = {}
+    for scene in scenes:
+        said = scene.caption.partition(' on ')[0]
+        if not scene.caption.endswith(f' on {scene.background}'):
+            assert scene.background == DEFAULT_BACKGROUND
+        named = [d.value if d.colour not in said else (d.value, d.colour) for d in scene.digits]
+        arrangement = ([digit.box for digit in scene.digits], named)
+        assert arrangements.setdefault((scene.shape, said), arrangement) == arrangement
+    assert len(arrangements) < len(scenes)
+
+
+def test_a_new_colour_is_drawn_on_request_alone(scenes):
+    assert not any(digit.colour in NEW_COLOURS for scene in scenes for digit in scene.digits)
+    taught = CaptionedDigits(num=20, colours=('orange',))
+    assert {digit.colour for index in range(20) for digit in taught.scene(index).digits} == {'orange'}
+    assert taught.fingerprint != CaptionedDigits(num=20).fingerprint
+    with pytest.raises(ValueError, match="colours has 'teal', not one of red, green"):
+        CaptionedDigits(colours=('teal',))
+    with pytest.raises(ValueError, match=r"colours=\('red',\) must be two or more of red, "):
+        CaptionedDigits(colours=('red',))
 
 
 def test_articles():
