@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 import demo_digits
+import options
 import precompute_text
 
 CONFIG = 'mm_configs/pixnerd_t2i_digits.py'
@@ -21,19 +22,19 @@ SHEET = (
         SQUARE,
         (
             'a red three',
-            'a cyan seven on black',
-            'four green sixes',
+            'a cyan seven on brown',
             'three blue eights',
-            'a purple five *',
-            'a nine on white',
+            'four green sixes *',
+            'a green five *',
+            'a nine on white *',
         ),
     ),
     (
         WIDE,
         (
             'a red three to the left of a blue five',
-            'a purple four to the left of a green six',
-            'a yellow two , a red zero , a blue seven and a green one in a row',
+            'a purple four and a green six',
+            'a yellow two , a red zero and a green one in a row',
         ),
     ),
     (
@@ -41,10 +42,10 @@ SHEET = (
         (
             'a green nine above a red two',
             'a yellow eight below a blue five',
-            'two sevens in a column on black',
+            'two sevens on grey',
             'a red six above a cyan three *',
-            'a blue one , a red four and a yellow seven in a column',
-            'four purple twos',
+            'a blue one , a purple four and a red two in a column',
+            'four purple twos *',
         ),
     ),
 )
@@ -54,13 +55,14 @@ MARGIN, TEXT_SIZE = 14, 14
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest='command', required=True)
-    for name in ('prepare', 'draw'):
-        command = commands.add_parser(name)
-        command.add_argument('--work-dir', type=Path, default=Path('work_dirs/t2i_digits'), help='of the training')
-    commands.choices['prepare'].add_argument('--config', default=CONFIG, help='config of the training')
-    draw = commands.choices['draw']
+    prepare, draw = commands.add_parser('prepare'), commands.add_parser('draw')
+    prepare.add_argument('--config', default=CONFIG, help='config of the training')
+    prepare.add_argument('--work-dir', type=Path, help="of the training (the config's)")
+    draw.add_argument('--work-dir', type=Path, default=Path('work_dirs/t2i_digits'), help='of the training')
     draw.add_argument('--seed', type=int, default=0, help='seed of the first picture (0)')
-    draw.add_argument('--per-task', type=int, default=50, help='prompts of each of the six kinds, seen and unseen (50)')
+    draw.add_argument(
+        '--per-task', type=options.numbers(1), default=50, help='prompts of each kind, seen and unseen (50)'
+    )
     return parser.parse_args()
 
 
@@ -77,7 +79,8 @@ def prepare(args: argparse.Namespace) -> None:
 
     config = load_config(args.config)
     dataset = build(DATASETS, dict(config.train_dataloader.dataset, pipeline=[]))
-    encoder, text, captions = (args.work_dir / name for name in (TEXT_ENCODER, 'text', 'captions.txt'))
+    work_dir = args.work_dir or Path(config.work_dir)
+    encoder, text, captions = (work_dir / name for name in (TEXT_ENCODER, 'text', 'captions.txt'))
     before = read_files(encoder)
     write_tiny_qwen3(encoder, WORDS, config.model.conditioner.max_length, config.model.backbone.text_dim)
     if text.is_dir() and read_files(encoder) != before:
@@ -86,8 +89,8 @@ def prepare(args: argparse.Namespace) -> None:
     lines = dict.fromkeys(caption for index in range(len(dataset)) for caption in dataset.captions(index))
     with atomic_path(captions) as temporary:
         temporary.write_text('\n'.join(lines) + '\n', encoding='utf-8')
-    options = ['--model', encoder, '--max-length', config.model.conditioner.max_length, '--batch-size', 256]
-    precompute_text.main(precompute_text.parse_args([str(word) for word in (captions, text, *options)]))
+    settings = ['--model', encoder, '--max-length', config.model.conditioner.max_length, '--batch-size', 256]
+    precompute_text.main(precompute_text.parse_args([str(word) for word in (captions, text, *settings)]))
 
 
 def read_files(folder: Path) -> dict[str, bytes]:

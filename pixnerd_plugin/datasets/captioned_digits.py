@@ -30,8 +30,8 @@ class CaptionedDigits(ImageDataset):
         scale: 1, 2 or 4; draws the same pictures this many times larger.
         split: which handwritten digits are used: 'train' (1437), 'test' (the other 360) or 'all'.
         held_out: leave out the combinations that training is not to show (`digit_scenes`).
-        colours: names of the colours of the digits: two or more of the six, or any of those that are in no default,
-            ``'orange'`` and ``'pink'``.
+        colours: names of the colours of the digits: two or more of the six, or the new ones, ``'orange'`` and
+            ``'pink'``, alone or with others.
         seed: another seed makes other pictures.
         kwargs: `ImageDataset`'s arguments.
     """
@@ -53,9 +53,9 @@ class CaptionedDigits(ImageDataset):
         known = COLOURS | NEW_COLOURS
         if unknown := [name for name in colours if name not in known]:
             raise ValueError(f'colours has {unknown[0]!r}, not one of {", ".join(known)}')
-        if len(set(colours) & set(COLOURS)) < 2 and not set(colours) & set(NEW_COLOURS):
+        if held_out and len(set(colours)) < 2 and not set(colours) & set(NEW_COLOURS):
             # Of one colour, the digit that training never shows in it could not be drawn.
-            raise ValueError(f'colours={tuple(colours)} must be two or more of {", ".join(COLOURS)}, or a new one')
+            raise ValueError(f'colours={tuple(colours)} must be two or more, a new one, or go with held_out=False')
         check_split(split)
         self.num, self.scale, self.split, self.held_out, self.seed = num, scale, split, held_out, seed
         self.colours = tuple(colours)

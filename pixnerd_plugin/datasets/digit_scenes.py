@@ -126,8 +126,8 @@ def draw_scene(
 ) -> Scene:
     """Draw a scene of one to four digits and its caption.
 
-    The caption decides where everything is, in reading order: of what it leaves open, tokens that are far apart would
-    have to choose the same. Open are only how a digit is written and its colour where none is named.
+    Caption and shape decide where everything is, in reading order: wherever they left a choice, distant tokens would
+    have to make the same one. Open are only how a digit is written, and its colour where none is named.
 
     Args:
         rng: decides everything else.
@@ -174,16 +174,18 @@ def _pick(rng: np.random.Generator, shares: tuple[float, ...]) -> int:
 
 
 def _shows_new_values(values: list[int], kind: str, axis: int) -> bool:
-    if kind == 'count':
-        return is_new_count(len(values), values[0])
-    return any(is_new_pair(values[i], values[j], axis) for j in range(len(values)) for i in range(j))
+    if len(values) > 1 and len(set(values)) == 1 and is_new_count(len(values), values[0]):
+        return True
+    return kind != 'count' and any(
+        is_new_pair(values[i], values[j], axis) for j in range(len(values)) for i in range(j)
+    )
 
 
 def _draw_colour(rng: np.random.Generator, value: int, held_out: bool, colours: Sequence[str]) -> str:
-    while True:
-        colour = colours[int(rng.integers(len(colours)))]
-        if not held_out or not is_new_colour_of(value, colour):
-            return colour
+    shown = [colour for colour in colours if not (held_out and is_new_colour_of(value, colour))]
+    if not shown:
+        raise ValueError(f'colours={tuple(colours)} leave none for {PLURALS[value]}; add another, or held_out=False')
+    return shown[int(rng.integers(len(shown)))]
 
 
 def _box(cell: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -41,6 +41,7 @@ from .digit_reader import Found, read_digits
 from .text_benchmarks import GENEVAL_TASKS, MAX_FILE
 
 _SQUARE, _WIDE, _TALL = SHAPES
+_MOST = 6  # digits of a prompt: the orders in which they may be found are all tried
 _OFFSETS = {'left of': (0, -1), 'right of': (0, 1), 'above': (-1, 0), 'below': (1, 0)}
 
 
@@ -111,11 +112,14 @@ def _count(rng: np.random.Generator, unseen: bool) -> dict[str, Any]:
 
 
 def _two(rng: np.random.Generator, unseen: bool) -> dict[str, Any]:
+    axis = int(rng.integers(2))
     while True:
         first, second = (int(value) for value in rng.choice(10, 2, replace=False))
-        if (first + second == 9) == unseen:
+        # Unseen are those that stand together in no picture, seen those that stand in this place in some.
+        if (first + second == 9) if unseen else not is_new_pair(first, second, axis):
             break
-    return _entry(join([noun(first, None), noun(second, None)]), [_object(first), _object(second)], _long_shape(rng))
+    prompt = join([noun(first, None), noun(second, None)])
+    return _entry(prompt, [_object(first), _object(second)], (_WIDE, _TALL)[axis])
 
 
 def _placed(rng: np.random.Generator, unseen: bool) -> dict[str, Any]:
@@ -138,11 +142,12 @@ def _placed(rng: np.random.Generator, unseen: bool) -> dict[str, Any]:
 
 
 def _attributed(rng: np.random.Generator, unseen: bool) -> dict[str, Any]:
+    axis = int(rng.integers(2))
     while True:
         one, other = _value_and_colour(rng, unseen), _value_and_colour(rng, unseen)
-        if one[0] != other[0] and one[1] != other[1] and one[0] + other[0] != 9:
+        if one[0] != other[0] and one[1] != other[1] and not is_new_pair(one[0], other[0], axis):
             break
-    return _entry(join([noun(*one), noun(*other)]), [_object(*one), _object(*other)], _long_shape(rng))
+    return _entry(join([noun(*one), noun(*other)]), [_object(*one), _object(*other)], (_WIDE, _TALL)[axis])
 
 
 def _value_and_colour(rng: np.random.Generator, unseen: bool) -> tuple[int, str]:
@@ -154,10 +159,6 @@ def _value_and_colour(rng: np.random.Generator, unseen: bool) -> tuple[int, str]
 
 def _any_shape(rng: np.random.Generator) -> tuple[int, int]:
     return SHAPES[int(rng.integers(3))]
-
-
-def _long_shape(rng: np.random.Generator) -> tuple[int, int]:
-    return SHAPES[int(rng.integers(1, 3))]
 
 
 def _object(value: int, colour: str | None = None, count: int = 1) -> dict[str, Any]:
@@ -179,8 +180,8 @@ def check_entry(entry: dict[str, Any]) -> None:
     for wanted in include:
         if wanted.get('class') not in DIGITS:
             raise ValueError(f'class is {shown(wanted.get("class"))}, not one of {", ".join(DIGITS)}')
-        if type(wanted.get('count')) is not int or not 1 <= wanted['count'] <= 16:
-            raise ValueError(f'count is {shown(wanted.get("count"))}, not a number from 1 to 16')
+        if type(wanted.get('count')) is not int or not 1 <= wanted['count'] <= _MOST:
+            raise ValueError(f'count is {shown(wanted.get("count"))}, not a number from 1 to {_MOST}')
         if wanted.get('color') not in (None, *COLOURS, *NEW_COLOURS):
             raise ValueError(f'color is {shown(wanted["color"])}, not one of {", ".join(COLOURS | NEW_COLOURS)}')
         place = wanted.get('position')
@@ -188,6 +189,8 @@ def check_entry(entry: dict[str, Any]) -> None:
             raise ValueError(f'position is {shown(place)}, not ["left of", 0] or the like')
         if place is not None and (type(place[1]) is not int or not 0 <= place[1] < len(include)):
             raise ValueError(f'position is {shown(place)}, and there are {len(include)} objects')
+    if sum(wanted['count'] for wanted in include) > _MOST:
+        raise ValueError(f'include asks for more than {_MOST} digits')
     if entry.get('background') not in (None, *BACKGROUNDS):
         raise ValueError(f'background is {shown(entry["background"])}, not one of {", ".join(BACKGROUNDS)}')
 
@@ -232,7 +235,7 @@ def _fits(found: Sequence[Found], wanted: list[tuple[dict[str, Any], int]]) -> b
         if DIGITS[digit.value] != wish['class'] or wish.get('color') not in (None, digit.colour):
             return False
     for digit, (wish, _) in zip(found, wanted, strict=True):
-        if 'position' not in wish:
+        if wish.get('position') is None:
             continue
         place, reference = wish['position']
         down, right = _OFFSETS[place]

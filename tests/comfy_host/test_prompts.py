@@ -87,27 +87,26 @@ def test_another_digit_in_its_place(ask, server):
     assert read(picture) == 'a green eight'
 
 
-def test_a_region_of_the_field_is_of_the_same_digit(ask):
-    pictures = ask('zoom_region', {'PixNerdTextEncode': dict(text='a green one')}, zoom_on_all)
+def test_a_finer_decode_of_the_same_field(ask):
+    pictures = ask('zoom_region', {'PixNerdTextEncode': dict(text='a green one')}, whole_at_four_times_the_size)
     whole, large = sorted(pictures, key=len)
     assert large.shape == (4 * SIDE, 4 * SIDE, 3)
     assert read(whole) == read(large) == 'a green one'
 
 
-def zoom_on_all(prompt):
-    (region,) = (
-        node['inputs']
-        for node in prompt.values()
-        if node['class_type'] == 'PixNerdDecode' and node['inputs']['width'] > 0
-    )
-    region.update(width=4 * SIDE, height=4 * SIDE, region_x=0, region_y=0, region_width=0, region_height=0)
+def whole_at_four_times_the_size(prompt):
+    decodes = [node['inputs'] for node in prompt.values() if node['class_type'] == 'PixNerdDecode']
+    (fine,) = (inputs for inputs in decodes if inputs['width'] > 0)
+    fine.update(width=4 * SIDE, height=4 * SIDE, region_x=0, region_y=0, region_width=0, region_height=0)
 
 
 def test_more_pixels_of_the_same_tokens(ask):
-    changes = {
-        'PixNerdTextEncode': dict(text='a yellow four'),
-        'PixNerdResolution': dict(base_size=SIDE),
-        'PixNerdEmptyImage': dict(width=2 * SIDE, height=2 * SIDE),
-    }
-    pictures = ask('fixed_tokens_1024', changes)
+    def sizes(prompt):
+        empty = [node['inputs'] for node in prompt.values() if node['class_type'] == 'PixNerdEmptyImage']
+        for inputs, (height, width) in zip(empty, ((2 * SIDE, 2 * SIDE), (SIDE, 2 * SIDE)), strict=True):
+            inputs.update(height=height, width=width)
+
+    changes = {'PixNerdTextEncode': dict(text='a yellow four'), 'PixNerdResolution': dict(base_size=SIDE)}
+    pictures = ask('fixed_tokens_1024', changes, sizes)
+    assert sorted(picture.shape[:2] for picture in pictures) == [(SIDE, 2 * SIDE), (2 * SIDE, 2 * SIDE)]
     assert [read(picture) for picture in pictures] == ['a yellow four'] * 2

@@ -16,6 +16,7 @@ from pixnerd_plugin.datasets.digit_scenes import (
     Digit,
     Scene,
     is_new_colour_of,
+    is_new_pair,
 )
 from pixnerd_plugin.datasets.digits import clear_digits
 from pixnerd_plugin.evaluation.digit_benchmark import check_entry, digit_prompts, judge, score_pictures
@@ -152,3 +153,20 @@ def test_prompts_for_other_pictures_are_refused(change, message, tmp_path):
     assert 'metadata.jsonl' in str(fault.value)
     with pytest.raises(FileNotFoundError, match='no pictures of GenEval'):
         list(score_pictures(folder))
+
+
+def test_seen_prompts_ask_for_nothing_that_training_never_shows():
+    """What the caption of two digits says holds in reading order, as in training."""
+    pairs = [e for e in digit_prompts(False, 60) if e['tag'] in ('two_object', 'color_attr')]
+    values = [[DIGITS.index(wish['class']) for wish in entry['include']] for entry in pairs]
+    axes = [int(entry['size'][0] > entry['size'][1]) for entry in pairs]
+    assert {0, 1} == set(axes)
+    assert not any(is_new_pair(*pair, axis) for pair, axis in zip(values, axes, strict=True))
+
+
+def test_more_digits_than_can_be_tried_in_all_orders_are_refused():
+    six = {'class': 'one', 'count': 6, 'position': None}
+    check_entry(dict(include=[six]))
+    with pytest.raises(ValueError, match='include asks for more than 6 digits'):
+        check_entry(dict(include=[six, {'class': 'two', 'count': 1}]))
+    assert not judge(dict(include=[six]), picture((1, 'red', (2, 2, 28))))[0]

@@ -5,6 +5,7 @@ import re
 import runpy
 import sys
 from functools import partial
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -12,6 +13,17 @@ from mmengine.runner import Runner
 from PIL import Image
 
 from pixnerd_plugin import load_pipeline
+from pixnerd_plugin.datasets.digit_scenes import (
+    COLOURS,
+    COUNTS,
+    DIGITS,
+    MAX_WORDS,
+    PLURALS,
+    is_new_background_of,
+    is_new_colour_of,
+    is_new_count,
+    is_new_pair,
+)
 from pixnerd_plugin.engine.config import load_config
 from tests.training import ROOT
 
@@ -69,6 +81,35 @@ def test_it_ends_with_the_shares_of_prompts_followed(work_dir, run, capsys):
     assert lines[-2].startswith('unseen: single object ')
     for name in ('sheet.png', 'loss.png'):
         assert np.asarray(Image.open(work_dir / name)).std() > 0
+
+
+def test_stars_of_the_sheet_are_at_what_training_never_shows(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    sheet = runpy.run_path(str(ROOT / 'tools/demo_t2i.py'))['SHEET']
+    prompts = [(prompt, int(size[0] > size[1])) for size, row in sheet for prompt in row]
+    assert len(prompts) == 15
+    for prompt, axis in prompts:
+        assert is_unseen(prompt.removesuffix(' *'), axis) == prompt.endswith(' *'), prompt
+        assert len(prompt.removesuffix(' *').split()) <= MAX_WORDS
+
+
+def is_unseen(prompt, axis):
+    """By the rules of `digit_scenes`, read off the words."""
+    said, _, background = prompt.partition(' on ')
+    words = said.split()
+    colours = [word for word in words if word in COLOURS]
+    if words[0] in COUNTS.values():
+        (count,) = (number for number, word in COUNTS.items() if word == words[0])
+        value = next(PLURALS.index(word) for word in words if word in PLURALS)
+        return is_new_count(count, value) or any(is_new_colour_of(value, colour) for colour in colours)
+    values = [DIGITS.index(word) for word in words if word in DIGITS]
+    if any(is_new_colour_of(value, colour) for value, colour in zip(values, colours, strict=False)):
+        return True
+    if len(values) == 1:
+        return is_new_background_of(values[0], background or 'black')
+    if 'right' in words or 'below' in words:
+        values.reverse()
+    return any(is_new_pair(one, other, axis) for one, other in combinations(values, 2))
 
 
 def test_the_checkpoint_draws_prompts_without_naming_its_text_encoder(work_dir):

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
 """What guidance, solvers, negative prompts, fixed tokens and a LoRA do to a model of captioned digits.
 
-For each setting the share of pictures that follow their prompt, seen and unseen in training (GenEval's six kinds in
-miniature, `tools/text_benchmark.py digits`). For guidance also the Fréchet distance of pictures of other captions from
-pictures of the data set, both averaged to 8x8 pixels. Writes a table, and a sheet of the same prompts and noise at
-every setting, for each study.
+Guidance, solvers and tokens: the share of pictures that follow their prompt, seen and unseen in training (GenEval's
+six kinds in miniature, `tools/text_benchmark.py digits`). Guidance: also the Fréchet distance of pictures of square
+captions from pictures of the data set, both averaged to 8x8 pixels. Negative prompts and LoRA: what single digits look
+like. Each writes a table and a sheet, of the same prompts and noise in every row.
 """
 
 import argparse
@@ -34,12 +34,15 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('checkpoint', type=Path, help='of mm_configs/pixnerd_t2i_digits.py')
     parser.add_argument('--only', nargs='+', choices=STUDIES, default=list(STUDIES), help='which studies (all)')
+    parser.add_argument('--text-encoder', type=Path, help='by default text_encoder beside the checkpoint')
     parser.add_argument('--lora', type=Path, help=f'of ablations/t2i_digits_lora.py, that teaches {TAUGHT}')
     parser.add_argument('--guidance', type=float, nargs='+', default=[1, 1.5, 2, 3, 4, 6, 8], help='scales to compare')
-    parser.add_argument('--steps', type=int, nargs='+', default=[5, 10, 15, 25, 50], help='of the solvers to compare')
+    parser.add_argument(
+        '--steps', type=options.numbers(1), nargs='+', default=[5, 10, 15, 25, 50], help='of the solvers to compare'
+    )
     parser.add_argument('--per-task', type=options.numbers(1), default=25, help='prompts of each of six kinds (25)')
     parser.add_argument('--num', type=options.numbers(200), default=400, help='pictures of a Fréchet distance (400)')
-    parser.add_argument('--seed', type=int, default=0, help='seed of the first picture (0)')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the first scored picture (0)')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/text_study'), help='folder for tables and sheets')
     options.add_device(parser)
     return parser.parse_args()
@@ -51,11 +54,15 @@ class Study:
     def __init__(self, args: argparse.Namespace):
         self.args = args
         self.pipe = self.load()
+        if not self.pipe.is_text:
+            raise ValueError(f'{args.checkpoint} draws classes; this study is of prompts')
+        self.pipe.check(['a red three'])  # there is a text encoder
+        self.taught = None if args.lora is None else self.load(args.lora)
 
     def load(self, lora: Path | None = None):
         from pixnerd_plugin import load_pipeline
 
-        return load_pipeline(self.args.checkpoint, device=self.args.device, lora=lora)
+        return load_pipeline(self.args.checkpoint, self.args.text_encoder, device=self.args.device, lora=lora)
 
     def draw(self, prompts, seeds, size, sampler=None, pipe=None, scale: int = 1, **more):
         """Pictures (B, H, W, 3) uint8; ``scale`` times the size at the same tokens."""
@@ -105,7 +112,7 @@ def guidance(study: Study):
 
 
 def real_pictures(num: int):
-    """Twice ``num`` square pictures that training does not show, and the captions of the second half."""
+    """Twice ``num`` square pictures of the data set with another seed, and the captions of the second half."""
     import numpy as np
 
     from pixnerd_plugin.datasets import CaptionedDigits
@@ -193,16 +200,20 @@ def tokens(study: Study):
 
 def lora(study: Study):
     """A seventh colour, taught from twenty pictures: single digits of it, and what was known before."""
-    from pixnerd_plugin.datasets.digit_scenes import COLOURS, noun
+    from pixnerd_plugin.datasets.digit_scenes import COLOURS, is_new_colour_of, noun
     from pixnerd_plugin.evaluation.digit_benchmark import judge
 
     taught = [dict(prompt=noun(value, TAUGHT), value=value, colour=TAUGHT) for value in range(10)] * 5
-    known = [dict(prompt=noun(i % 10, colour), value=i % 10, colour=colour) for i in range(50)
-             for colour in [list(COLOURS)[i % 6]]]  # fmt: skip
-    names = dict(without=None) if study.args.lora is None else {'without': None, 'with the LoRA': study.args.lora}
+    known = [
+        dict(prompt=noun(value, colour), value=value, colour=colour)
+        for value in range(10)
+        for colour in COLOURS
+        if not is_new_colour_of(value, colour)
+    ]
     rows, sheet = [], []
-    for name, path in names.items():
-        pipe = study.load(path)
+    for name, pipe in (('without', study.pipe), ('with the LoRA', study.taught)):
+        if pipe is None:
+            continue
         row = dict(adapter=name)
         for title, wishes in ((f'{TAUGHT} digits', taught), ('digits of the six colours', known)):
             pictures = study.draw([wish['prompt'] for wish in wishes], range(len(wishes)), SQUARE, pipe=pipe)
@@ -240,7 +251,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def table(rows: list[dict]) -> str:
-    """A Markdown table: shares as percentages, other numbers as they are."""
+    """A Markdown table: shares as percentages, distances to a hundredth."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     lines = [columns, ['---'] * len(columns)]
     lines += [[cell(name, row.get(name, '')) for name in columns] for row in rows]
