@@ -5,7 +5,7 @@ _base_ = [
     '_base_/schedules/small.py',
 ]
 image_size = 32
-max_iters = 1200
+max_iters = 2000
 max_density = 2  # also train the field between base pixels
 work_dir = 'work_dirs/t2i_digits'
 text_length = 16  # digit_scenes.MAX_WORDS
@@ -29,7 +29,8 @@ train_cfg = dict(max_iters=max_iters)
 optim_wrapper = dict(constructor='MuonConstructor', optimizer=dict(_delete_=True, type='MuonAdamW', lr=5e-3))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, end=100),
-    dict(type='CosineAnnealingLR', eta_min_ratio=0.05, by_epoch=False, begin=100, end=max_iters),
+    # High for long: that pairs come right, all of a sudden, takes many large steps.
+    dict(type='CosineAnnealingLR', eta_min_ratio=0.02, by_epoch=False, begin=1400, end=max_iters),
 ]
 train_dataloader = dict(batch_size=48, dataset=dict(num=60_000, scale=max_density))
 prompts = ['a red three', 'a cyan seven on black', 'four green sixes', 'a blue one above a yellow two'] * 2
