@@ -22,7 +22,7 @@ model = dict(
     backbone=dict(prediction='image', head=head, **net, **caption),
     # A random Qwen3 that `make demo-text` writes; it can tell words and their order apart.
     conditioner=dict(model=f'{work_dir}/text_encoder', max_length=text_length, precomputed=f'{work_dir}/text'),
-    loss=dict(teacher=None, dim=128, projector_dim=128, max_density=max_density, **times),
+    loss=dict(teacher=None, dim=192, projector_dim=192, max_density=max_density, **times),
     sampler=dict(guidance_scale=4.0, noise_limit=2.0),
 )
 train_cfg = dict(max_iters=max_iters)
