@@ -27,4 +27,5 @@ train_dataloader = dict(
     ),
 )
 default_hooks = dict(ema=dict(decay=0.98))
-custom_hooks = []
+prompts = ['an orange three', 'a red three'] * 4
+custom_hooks = [dict(type='SampleGridHook', interval=250, conditions=dict(text=prompts), size=32, columns=4)]
