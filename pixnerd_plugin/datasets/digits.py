@@ -78,7 +78,8 @@ def _all_digits() -> tuple[np.ndarray, np.ndarray]:
 def clear_digits(split: str, neighbours: int = 5) -> tuple[np.ndarray, np.ndarray]:
     """The scans of a split that nobody would take for another digit, as `split_digits` gives them.
 
-    Those are the ones whose nearest ``neighbours`` among the others of the split are all of the same digit: 95 %.
+    Those are the ones whose nearest ``neighbours`` among the others of the split are all of the same digit: 92 %
+    of 'train'.
     """
     images, labels = split_digits(split)
     flat = images.reshape(len(images), -1)
