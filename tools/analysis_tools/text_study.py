@@ -21,7 +21,6 @@ SOLVERS = (
     ('Heun', dict(type='HeunFlowSampler')),
 )
 SHIFTS = (1.0, 3.0)
-DETAIL = 4  # times the size in pixels, at the same tokens
 SQUARE, WIDE = (32, 32), (32, 64)
 SHOWN = {
     SQUARE: ['a red three', 'a purple five', 'a nine on white', 'four green sixes'],
@@ -192,7 +191,7 @@ def tokens(study: Study):
         return pictures.reshape(len(pictures), size[0], scale, size[1], scale, 3).mean((2, 4)).round().astype('uint8')
 
     rows, sheet = [], []
-    for scale in (1, 2, DETAIL):
+    for scale in (1, 2, 4):
         rows.append(dict(size=f'{scale}x', **study.followed(draw=draw_small, scale=scale)))
         sheet.append(study.row(scale=scale))
     return rows, sheet
