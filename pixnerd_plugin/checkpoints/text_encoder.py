@@ -31,7 +31,7 @@ def is_text_encoder(folder: Path) -> bool:
 def convert_text_encoder(folder: Path, target: Path, dtype: str | None = None, force: bool = False) -> None:
     """Write the weights of a Qwen3 folder, one file or shards, as one safetensors file under transformers' names.
 
-    A tokenizer of whole words goes into it as one more small tensor; Qwen's own does not.
+    A tokenizer of words goes into it as one more small tensor; Qwen's own does not.
 
     Raises:
         FileNotFoundError, FileExistsError: about source and target.

@@ -16,11 +16,14 @@ from torch import Tensor
 from pixnerd_plugin.formats.plain_file import read_json
 from pixnerd_plugin.formats.schema import Rule, check_table, integer
 from pixnerd_plugin.formats.text_file import parse_table
+from pixnerd_plugin.models.conditioners.tiny_qwen3 import ENDING, LONGEST_WORD
 
 WORDS_TENSOR = 'pixnerd_words'
 """A row of bytes: a JSON object with ``words`` in the order of their ids, ``max_length``, ``pad`` and ``unknown``."""
 
 _MAX_BYTES = 2**20
+# Whole words alone, as earlier versions wrote them, have no endings.
+_KINDS = ('WordPiece', 'WordLevel')
 _RULES = dict(
     words=Rule(
         'a list of at most 65536 different words',
@@ -38,7 +41,7 @@ _RULES = dict(
 
 
 class Words(NamedTuple):
-    """A tokenizer of whole words, all in lower case."""
+    """A tokenizer of words and of endings, which start with ``##``; all in lower case."""
 
     words: list[str]
     max_length: int
@@ -48,15 +51,32 @@ class Words(NamedTuple):
     def encode(self, prompt: str) -> tuple[list[int], list[str]]:
         """The ids of a prompt, neither cut nor padded, and the words in it that are not known."""
         numbers = {word: index for index, word in enumerate(self.words)}
-        parts = re.findall(r'\w+|[^\w\s]+', prompt.lower())
-        return [numbers.get(part, self.unknown) for part in parts], [part for part in parts if part not in numbers]
+        ids, unknown = [], []
+        for word in re.findall(r'\w+|[^\w\s]+', prompt.lower()):
+            pieces = _pieces(word, numbers) if len(word) <= LONGEST_WORD else None
+            ids += pieces or [self.unknown]
+            unknown += [] if pieces else [word]
+        return ids, unknown
 
     def to_tensor(self) -> Tensor:
         return torch.tensor(list(json.dumps(self._asdict()).encode()), dtype=torch.uint8)
 
 
+def _pieces(word: str, numbers: dict[str, int]) -> list[int] | None:
+    """The ids of the longest known beginning of a word, then of the longest known endings; None if that fails."""
+    ids, start = [], 0
+    while start < len(word):
+        prefix = ENDING if start else ''
+        end = next((end for end in range(len(word), start, -1) if prefix + word[start:end] in numbers), None)
+        if end is None:
+            return None
+        ids.append(numbers[prefix + word[start:end]])
+        start = end
+    return ids
+
+
 def words_of_folder(folder: Path) -> Words | None:
-    """The words of a text encoder in transformers layout; None if its tokenizer is not one of whole words.
+    """The words of a text encoder in transformers layout; None if its tokenizer is not one of words.
 
     Raises:
         ValueError: if it is one, but not as ``write_tiny_qwen3`` writes it.
@@ -64,7 +84,7 @@ def words_of_folder(folder: Path) -> Words | None:
     file = folder / 'tokenizer.json'
     table: Any = read_json(file) if file.is_file() else None
     model = table.get('model') if type(table) is dict else None
-    if type(model) is not dict or model.get('type') != 'WordLevel':
+    if type(model) is not dict or model.get('type') not in _KINDS:
         return None
     settings: Any = read_json(folder / 'tokenizer_config.json')
     try:
@@ -78,7 +98,7 @@ def words_of_folder(folder: Path) -> Words | None:
             )
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f'{folder}: its tokenizer of whole words is not one that PixNerd wrote ({error})') from None
+        raise ValueError(f'{folder}: its tokenizer of words is not one that PixNerd wrote ({error})') from None
 
 
 def read_words(tensor: Tensor) -> Words:

@@ -28,16 +28,18 @@ PAIR_WORDS = (('to the left of', 'to the right of'), ('above', 'below'))
 _OTHER_PAIR_WORDS = (('left of', 'right of'), ('over', 'under'))
 LINE_WORDS = (('in a row', 'from left to right'), ('in a column', 'from top to bottom'))
 
+# A plural is two tokens, so that it means what its singular means.
+_ENDINGS = ('##s', '##es')
 _PHRASES = ' '.join(word for words in (*PAIR_WORDS, *_OTHER_PAIR_WORDS, *LINE_WORDS) for word in words)
 WORDS = tuple(
     dict.fromkeys(
-        [*DIGITS, *PLURALS, *COLOURS, *NEW_COLOURS, *BACKGROUNDS, *_PHRASES.split(), 'an', 'the', 'and', 'on', ',']
+        [*DIGITS, *_ENDINGS, *COLOURS, *NEW_COLOURS, *BACKGROUNDS, *_PHRASES.split(), 'an', 'the', 'and', 'on', ',']
     )
 )
-"""All words of the captions, in an order that files may rely on."""
+"""All words of the captions, and the endings of plurals, in an order that files may rely on."""
 
 MAX_WORDS = 16
-"""No caption is longer."""
+"""No caption is longer, endings counted as words."""
 
 _KINDS = ('single', 'pair', 'line', 'count')
 _SHARES_SQUARE, _SHARES_LONG = (0.45, 0.15, 0, 0.4), (0.1, 0.55, 0.1, 0.25)

@@ -26,10 +26,30 @@ def test_one_file_reads_prompts_as_the_folder_does(folder, tmp_path):
     words = read_words(load_file(tmp_path / 'text.safetensors')[WORDS_TENSOR])
     assert words == words_of_folder(folder)
     encoder = Qwen3TextEncoder(folder, MAX_WORDS)
-    for prompt in ('a Red three, on black', "it's ... an ÄGG_1 (two)", '', 'a b\tc\n,,'):
+    for prompt in (
+        'a Red three, on black',
+        "it's ... an ÄGG_1 (two)",
+        '',
+        'a b\tc\n,,',
+        'three sixes, ones as redsx',
+        'a' + 99 * 's',
+        'a' + 100 * 's',
+    ):
         ids, _ = words.encode(prompt)
         assert ids == encoder.tokenizer(prompt)['input_ids']
-    assert words.encode('a red dog')[1] == ['dog']
+    assert words.encode('a red dog, two dogs')[1] == ['dog', 'dogs']
+
+
+def test_whole_words_of_earlier_versions_are_read(folder, tmp_path):
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    table = json.loads((tmp_path / 'tokenizer.json').read_text())
+    vocabulary = {'<pad>': 0, '<unknown>': 1, 'six': 2, 'sixes': 3}
+    table['model'] = dict(type='WordLevel', vocab=vocabulary, unk_token='<unknown>')
+    (tmp_path / 'tokenizer.json').write_text(json.dumps(table))
+    words = words_of_folder(tmp_path)
+    assert words is not None
+    assert words.encode('six sixes ones') == ([2, 3, 1], ['ones'])
 
 
 def test_qwens_own_tokenizer_is_left_out(tmp_path):

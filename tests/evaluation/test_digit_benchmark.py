@@ -9,10 +9,8 @@ from pixnerd_plugin.datasets import CaptionedDigits
 from pixnerd_plugin.datasets.captioned_digits import draw_digits
 from pixnerd_plugin.datasets.digit_scenes import (
     DIGITS,
-    MAX_WORDS,
     NEW_COLOURS,
     SHAPES,
-    WORDS,
     Digit,
     Scene,
     is_new_colour_of,
@@ -23,6 +21,7 @@ from pixnerd_plugin.evaluation.digit_benchmark import check_entry, digit_prompts
 from pixnerd_plugin.evaluation.digit_reader import read_digits
 from pixnerd_plugin.evaluation.text_benchmarks import GENEVAL_TASKS, read_geneval_scores
 from pixnerd_plugin.images import save_png
+from tests.captions import check_caption
 
 
 def picture(*digits, shape=(32, 64), background='black'):
@@ -64,8 +63,7 @@ def test_prompts_are_of_six_kinds_and_in_known_words(unseen):
     for entry in entries:
         check_entry(entry)
         assert tuple(entry['size']) in SHAPES
-        assert set(entry['prompt'].split()) <= set(WORDS)
-        assert len(entry['prompt'].split()) <= MAX_WORDS
+        check_caption(entry['prompt'])
         for wanted in entry['include']:
             if entry['tag'] in ('colors', 'color_attr'):
                 assert is_new_colour_of(DIGITS.index(wanted['class']), wanted['color']) == unseen

@@ -36,6 +36,13 @@ def test_words_are_tokens_and_case_does_not_matter(encoder):
     assert ids[0, :6].tolist() == [2 + WORDS.index(word) for word in ('a', 'red', 'three', ',', 'on', 'black')]
 
 
+def test_a_plural_is_its_singular_and_an_ending(encoder):
+    ids, mask = encoder.tokenize(['two sixes', 'three ones'])
+    assert mask.sum(1).tolist() == [3, 3]
+    two, six, es, three, one, s = (2 + WORDS.index(word) for word in ('two', 'six', '##es', 'three', 'one', '##s'))
+    assert ids[:, :3].tolist() == [[two, six, es], [three, one, s]]
+
+
 def test_order_and_words_change_the_embedding(encoder):
     one, other, swapped = encoder(['a red three', 'a blue three', 'a three red'])
     assert one.shape == (MAX_WORDS, 16)
@@ -48,10 +55,11 @@ def test_order_and_words_change_the_embedding(encoder):
 def test_an_unknown_word_is_named_once_with_the_nearest_known(encoder):
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always')
-        encoder.tokenize(['a purpel three and a dog'])
+        encoder.tokenize(['a purpel three and a dog', 'ed'])
     assert [str(warning.message).partition(' does not know ')[2] for warning in said] == [
         "'purpel'; did you mean 'purple'?",
         "'dog'",
+        "'ed'; did you mean 'red'?",
     ]
     with warnings.catch_warnings():
         warnings.simplefilter('error')

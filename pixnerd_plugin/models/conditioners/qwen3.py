@@ -145,7 +145,9 @@ class Qwen3TextEncoder(Conditioner):
             for token, (start, end) in zip(tokens['input_ids'], tokens['offset_mapping'], strict=True):
                 word = prompt[start:end]
                 if token == self.tokenizer.unk_token_id and self._is_new(word):
-                    near = get_close_matches(word.lower(), list(self.tokenizer.get_vocab()), 1)
+                    near = get_close_matches(
+                        word.lower(), [w for w in self.tokenizer.get_vocab() if not w.startswith('##')], 1
+                    )
                     hint = f'; did you mean {near[0]!r}?' if near else ''
                     warnings.warn(f'the text encoder {self.folder} does not know {word!r}{hint}', stacklevel=4)
 

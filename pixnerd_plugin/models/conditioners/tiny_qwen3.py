@@ -1,4 +1,4 @@
-"""A tiny Qwen3 with fixed random weights and a tokenizer of whole words, as a folder in transformers layout.
+"""A tiny Qwen3 with fixed random weights and a tokenizer of words, as a folder in transformers layout.
 
 A random text encoder that is kept frozen tells words and their order apart, and that is what a small text-to-image
 network needs of it: which words mean what, the network learns.
@@ -20,6 +20,12 @@ from pixnerd_plugin.formats.atomic import atomic_path
 
 PAD, UNKNOWN = '<pad>', '<unknown>'
 
+ENDING = '##'
+"""Begins what only ends words."""
+
+LONGEST_WORD = 100
+"""Longer ones are not known, whatever they are made of."""
+
 
 def write_tiny_qwen3(
     folder: str | Path,
@@ -34,8 +40,9 @@ def write_tiny_qwen3(
 
     Args:
         folder: made if it does not exist.
-        words: all that the tokenizer knows, in lower case; punctuation marks are words too.
-        max_length: words in a prompt at most.
+        words: all that the tokenizer knows, in lower case; punctuation marks are words too, and endings start with
+            ``##``: with ``'##s'`` the plural of a known word is two tokens.
+        max_length: words and endings in a prompt at most.
         dim: width of the embeddings; a multiple of ``num_heads``.
         depth: number of layers.
         num_heads: attention heads, each with its own keys and values.
@@ -97,7 +104,7 @@ def _weights(config: dict[str, Any], seed: int) -> dict[str, Tensor]:
 
 
 def _word_tokenizer(vocabulary: dict[str, int]) -> dict[str, Any]:
-    """The tokenizer.json of a tokenizer that makes everything lower case and knows whole words alone."""
+    """The tokenizer.json of a tokenizer that makes everything lower case and knows words and endings alone."""
     special = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
     return dict(
         version='1.0',
@@ -108,7 +115,13 @@ def _word_tokenizer(vocabulary: dict[str, int]) -> dict[str, Any]:
         pre_tokenizer=dict(type='Whitespace'),
         post_processor=None,
         decoder=None,
-        model=dict(type='WordLevel', vocab=vocabulary, unk_token=UNKNOWN),
+        model=dict(
+            type='WordPiece',
+            vocab=vocabulary,
+            unk_token=UNKNOWN,
+            continuing_subword_prefix=ENDING,
+            max_input_chars_per_word=LONGEST_WORD,
+        ),
     )
 
 
