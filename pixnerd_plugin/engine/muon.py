@@ -13,7 +13,7 @@ from torch.optim import AdamW, Optimizer
 
 from pixnerd_plugin.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
-_IN_BLOCKS = re.compile(r'(?:^|\.)(?:text_)?blocks\.\d+\.')
+_IN_BLOCKS = re.compile(r'(?:^|\.)(?:text_)?blocks\.\d+\.(?!modulation\.)')
 _CONSTRUCTOR = 'MuonConstructor'
 
 
@@ -21,7 +21,8 @@ _CONSTRUCTOR = 'MuonConstructor'
 class MuonConstructor(DefaultOptimWrapperConstructor):
     """Gives :class:`MuonAdamW` two groups of parameters: the matrices of the blocks, and the rest.
 
-    Embeddings, the head, norms and biases are in the rest, as the authors of Muon advise.
+    Embeddings, the head, norms and biases are in the rest, as the authors of Muon advise. So are the modulations: they
+    read the time, or time and class, so that their gradient has few directions, and they are the largest matrices.
     """
 
     def __init__(self, optim_wrapper_cfg: dict[str, Any], paramwise_cfg: dict[str, Any] | None = None):
@@ -51,7 +52,7 @@ class MuonAdamW(Optimizer):
         params: groups as :class:`MuonConstructor` makes them.
         lr: learning rate of both.
         weight_decay: decoupled weight decay of both.
-        betas, eps: AdamW's.
+        betas, eps: AdamW's, which is fused.
         momentum, nesterov, ns_steps: Muon's.
 
     Raises:
@@ -76,7 +77,7 @@ class MuonAdamW(Optimizer):
             raise ValueError(f"optimizer MuonAdamW needs optim_wrapper.constructor='{_CONSTRUCTOR}'")
         shared = dict(lr=lr, weight_decay=weight_decay)
         muon = dict(momentum=momentum, nesterov=nesterov, ns_steps=ns_steps, adjust_lr_fn='match_rms_adamw')
-        kinds = {True: (torch.optim.Muon, muon), False: (AdamW, dict(betas=tuple(betas), eps=eps))}
+        kinds = {True: (torch.optim.Muon, muon), False: (AdamW, dict(betas=tuple(betas), eps=eps, fused=True))}
         self._inner: list[tuple[bool, Optimizer]] = []
         for is_muon, (kind, settings) in kinds.items():
             own = [group for group in groups if group['muon'] == is_muon]

@@ -35,7 +35,7 @@ def test_the_matrices_of_the_blocks_are_muons_and_nothing_else():
     names = {parameter: name for name, parameter in net.named_parameters()}
     muon, rest = wrapper_of(net).optimizer.param_groups
     assert {names[p].removeprefix('blocks.0.') for p in muon['params']} == {
-        'modulation.weight', 'attn.qkv.weight', 'attn.proj.weight', 'mlp.gate_up.weight',
+        'attn.qkv.weight', 'attn.proj.weight', 'mlp.gate_up.weight',
     }  # fmt: skip
     trained = sum(p.requires_grad for p in net.parameters())
     assert len(muon['params']) + len(rest['params']) == trained == len(names) - 1
