@@ -92,4 +92,6 @@ class MuonAdamW(Optimizer):
             # Linked anew each time: loading a state replaces both lists.
             inner.param_groups = [group for group in self.param_groups if group['muon'] == is_muon]
             inner.state = self.state
+            if not is_muon:  # fused: told so that it leaves a step out that is not finite
+                inner.found_inf = getattr(self, 'found_inf', None)  # type: ignore[attr-defined]
             inner.step()

@@ -26,6 +26,21 @@ def settings(optimiser: Mapping[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
+def check_groups(saved: Mapping[str, Any], fresh: Mapping[str, Any]) -> None:
+    """Refuse the state of an optimiser whose groups of parameters are not those of the one built for this run.
+
+    Raises:
+        ValueError: if their numbers differ: with another `paramwise_cfg`, or in a later version.
+    """
+    then, now = ([len(group['params']) for group in state['param_groups']] for state in (saved, fresh))
+    if then != now:
+        raise ValueError(
+            f"the checkpoint's optimiser has groups of {then} parameters and this run's of {now}, so its moments do "
+            'not fit; undo the change of optim_wrapper, or start from the weights with --cfg-options '
+            'load_from=CHECKPOINT in a new --work-dir'
+        )
+
+
 def reset_schedule(runner: Any, checkpoint: dict[str, Any]) -> None:
     """Put the settings of the run's config, and its schedule at the iteration reached, into ``checkpoint``.
 
@@ -33,7 +48,7 @@ def reset_schedule(runner: Any, checkpoint: dict[str, Any]) -> None:
     The run's optimiser and schedules must be as they were built.
 
     Raises:
-        ValueError: if the optimiser has other groups of parameters.
+        ValueError: as `check_groups` does.
     """
     schedulers = runner.param_schedulers or []
     groups = schedulers.values() if isinstance(schedulers, Mapping) else [schedulers]
@@ -46,13 +61,9 @@ def reset_schedule(runner: Any, checkpoint: dict[str, Any]) -> None:
                     if not scheduler.by_epoch:
                         scheduler.step()
     saved, fresh = checkpoint['optimizer'], runner.optim_wrapper.state_dict()
-    old, new = saved['param_groups'], fresh['param_groups']
-    if [len(group['params']) for group in old] != [len(group['params']) for group in new]:
-        raise ValueError(
-            f"the optimiser's groups of parameters are others ({len(old)} in the checkpoint, {len(new)} now): "
-            'optim_wrapper.paramwise_cfg cannot change on --resume'
-        )
-    saved['param_groups'] = [now | dict(params=then['params']) for then, now in zip(old, new, strict=True)]
+    check_groups(saved, fresh)
+    groups_of_both = zip(saved['param_groups'], fresh['param_groups'], strict=True)
+    saved['param_groups'] = [now | dict(params=then['params']) for then, now in groups_of_both]
     # mmengine's own group without parameters, from which it logs the rate.
     saved.pop('base_param_settings', None)
     if 'base_param_settings' in fresh:

@@ -75,15 +75,30 @@ def test_a_resumed_run_with_accumulation_and_clipping_is_the_uninterrupted_one(t
     assert {'step', 'exp_avg', 'exp_avg_sq'} in kinds
 
 
-def test_a_step_with_a_gradient_that_is_not_finite_is_left_out():
+@pytest.mark.parametrize('trained', ['', 'head.'])  # the head alone: no matrix is Muon's
+def test_a_step_with_a_gradient_that_is_not_finite_is_left_out(trained):
     net = MODELS.build(BACKBONE)
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(name.startswith(trained))
     wrapper = wrapper_of(net, clip_grad=dict(max_norm=1.0))
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
     loss = sum(p.sum() for p in net.parameters())
     wrapper.update_params(loss * float('nan'))
     assert wrapper.skipped_steps == 1
-    assert not wrapper.optimizer.state
+    assert all(not state or state['step'] == 0 for state in wrapper.optimizer.state.values())
     assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())
+
+
+@pytest.mark.parametrize('reset', [False, True])
+def test_moments_of_other_groups_are_refused_in_one_line(tmp_path, reset):
+    train(tmp_path, **MUON, stop_at=4)
+    path = tmp_path / 'iter_4.pth'
+    checkpoint = load(path)
+    muon, rest = checkpoint['optimizer']['param_groups'][:2]
+    muon['params'].append(rest['params'].pop())  # as an earlier version had them
+    torch.save(checkpoint, path)
+    with pytest.raises(ValueError, match=r'groups of \[.*\] parameters and .*; undo the change of optim_wrapper, or'):
+        train(tmp_path, **MUON, resume=True, reset_schedule=reset)
 
 
 def test_mistakes_are_named(monkeypatch):

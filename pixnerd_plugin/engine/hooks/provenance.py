@@ -14,7 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 
 from pixnerd_plugin.engine.plain import plain
-from pixnerd_plugin.engine.schedule import has_state, reset_schedule, settings
+from pixnerd_plugin.engine.schedule import check_groups, has_state, reset_schedule, settings
 from pixnerd_plugin.registry import HOOKS
 
 KEY = 'depends_on'
@@ -82,6 +82,8 @@ class ProvenanceHook(Hook):
             print_log(
                 'The checkpoint does not record what it depends on, so nothing is compared.', 'current', logging.WARNING
             )
+        if has_state(runner, checkpoint):
+            check_groups(checkpoint['optimizer'], runner.optim_wrapper.state_dict())
         if runner.cfg.get('reset_schedule') and has_state(runner, checkpoint):
             reset_schedule(runner, checkpoint)
 
