@@ -70,7 +70,7 @@ class WordTokenizer:
         for word in unknown:
             self._warn(f'the text encoder does not know the word {word!r}')
         if len(ids) > words.max_length:
-            self._warn(f'the prompt has {len(ids)} words, and the text encoder reads the first {words.max_length}')
+            self._warn(f'the prompt has {len(ids)} tokens, and the text encoder reads the first {words.max_length}')
         ids = ids[: words.max_length] + [words.pad] * (words.max_length - len(ids))
         return {NAME: [[(token, 1.0, 0) if return_word_ids else (token, 1.0) for token in ids]]}
 

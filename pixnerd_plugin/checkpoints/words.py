@@ -49,7 +49,11 @@ class Words(NamedTuple):
     unknown: int
 
     def encode(self, prompt: str) -> tuple[list[int], list[str]]:
-        """The ids of a prompt, neither cut nor padded, and the words in it that are not known."""
+        """The ids of a prompt, neither cut nor padded, and the words in it that are not known.
+
+        As transformers does it for letters, digits and punctuation; rare signs, of which none is known, may be split
+        otherwise.
+        """
         numbers = {word: index for index, word in enumerate(self.words)}
         ids, unknown = [], []
         for word in re.findall(r'\w+|[^\w\s]+', prompt.lower()):
@@ -88,6 +92,13 @@ def words_of_folder(folder: Path) -> Words | None:
         return None
     settings: Any = read_json(folder / 'tokenizer_config.json')
     try:
+        if (table['normalizer'], table['pre_tokenizer']) != (dict(type='Lowercase'), dict(type='Whitespace')):
+            raise ValueError('it splits text in another way')
+        if model['type'] == 'WordPiece' and (model['continuing_subword_prefix'], model['max_input_chars_per_word']) != (
+            ENDING,
+            LONGEST_WORD,
+        ):
+            raise ValueError('it has other endings')
         vocabulary = sorted(model['vocab'], key=model['vocab'].__getitem__)
         return _checked(
             dict(

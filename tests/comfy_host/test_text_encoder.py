@@ -103,7 +103,7 @@ def test_a_tiny_encoder_brings_its_words(tmp_path, caplog):
     clip.tokenize('a dog')
     said = [record.getMessage() for record in caplog.records if 'PixNerd' in record.getMessage()]
     assert said == [
-        'PixNerd: the prompt has 9 words, and the text encoder reads the first 8',
+        'PixNerd: the prompt has 9 tokens, and the text encoder reads the first 8',
         "PixNerd: the text encoder does not know the word 'dog'",
     ]
     # Saved with the model, it comes back with its words.

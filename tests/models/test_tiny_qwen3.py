@@ -55,11 +55,12 @@ def test_order_and_words_change_the_embedding(encoder):
 def test_an_unknown_word_is_named_once_with_the_nearest_known(encoder):
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always')
-        encoder.tokenize(['a purpel three and a dog', 'ed'])
+        encoder.tokenize(['a purpel three and a dog', 'ed', 'unknown'])
     assert [str(warning.message).partition(' does not know ')[2] for warning in said] == [
         "'purpel'; did you mean 'purple'?",
         "'dog'",
         "'ed'; did you mean 'red'?",
+        "'unknown'",
     ]
     with warnings.catch_warnings():
         warnings.simplefilter('error')

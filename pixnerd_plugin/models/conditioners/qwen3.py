@@ -18,6 +18,7 @@ from pixnerd_plugin.registry import MODELS
 
 from .base import Conditioner
 from .embedding_store import TextEmbeddingStore
+from .tiny_qwen3 import ENDING
 
 EXAMPLE = 'Qwen/Qwen3-1.7B'
 
@@ -145,11 +146,13 @@ class Qwen3TextEncoder(Conditioner):
             for token, (start, end) in zip(tokens['input_ids'], tokens['offset_mapping'], strict=True):
                 word = prompt[start:end]
                 if token == self.tokenizer.unk_token_id and self._is_new(word):
-                    near = get_close_matches(
-                        word.lower(), [w for w in self.tokenizer.get_vocab() if not w.startswith('##')], 1
-                    )
+                    near = get_close_matches(word.lower(), self._known_words(), 1)
                     hint = f'; did you mean {near[0]!r}?' if near else ''
                     warnings.warn(f'the text encoder {self.folder} does not know {word!r}{hint}', stacklevel=4)
+
+    def _known_words(self) -> list[str]:
+        special = self.tokenizer.all_special_tokens
+        return sorted(word for word in self.tokenizer.get_vocab() if word not in special and word[:2] != ENDING)
 
     def _count_cut(self, full: Sequence[str]) -> None:
         """Count and name the prompts that lose their end, among those that fill all tokens."""
