@@ -119,7 +119,7 @@ def draw_digits(scene: Scene, scans: list[np.ndarray], scale: int = 1) -> np.nda
     return (canvas + 0.5).astype(np.uint8)
 
 
-# As many as there are scans at the two sides of a digit: 23 MB at scale 2.
+# Room for every scan at both sides of a digit: 23 MB at scale 2, in each worker.
 @lru_cache(maxsize=4096)
 def _cover(scan: bytes, side: int) -> np.ndarray:
     """How much of each pixel the strokes of a scan cover, (side, side) in [0, 1], at any side alike."""
