@@ -58,6 +58,23 @@ def test_qwens_own_tokenizer_is_left_out(tmp_path):
     assert WORDS_TENSOR not in load_file(tmp_path / 'text.safetensors')
 
 
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(pre_tokenizer=dict(type='BertPreTokenizer')), 'splits text in another way'),
+        (dict(model=dict(type='WordPiece', continuing_subword_prefix='@@', max_input_chars_per_word=100)), 'endings'),
+        (dict(model=dict(type='WordPiece')), 'continuing_subword_prefix'),
+    ],
+)
+def test_another_tokenizer_of_the_same_type_is_refused(folder, tmp_path, change, message):
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    table = json.loads((tmp_path / 'tokenizer.json').read_text())
+    (tmp_path / 'tokenizer.json').write_text(json.dumps(table | change))
+    with pytest.raises(ValueError, match=rf'not one that PixNerd wrote \(.*{message}'):
+        words_of_folder(tmp_path)
+
+
 GOOD = dict(words=['<pad>', '<unknown>', 'a'], max_length=4, pad=0, unknown=1)
 
 
