@@ -3,10 +3,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo demo-text test lint comfy comfy-test clean distclean
+.PHONY: help demo demo-classes test lint comfy comfy-test clean distclean
 help:
-	@echo 'make demo                train PixNerd on handwritten digits on this machine and draw pictures with it'
-	@echo 'make demo-text           the same for text: train on captioned digits, draw prompts and score what follows them'
+	@echo 'make demo                train PixNerd on captioned handwritten digits on this machine, draw prompts, score what follows them'
+	@echo 'make demo-classes        the same without text: train on handwritten digits, draw each of them'
 	@echo 'make test                run the tests'
 	@echo 'make lint                ruff, mypy and the layers of imports'
 	@echo 'make comfy COMFYUI=DIR   link this checkout into a ComfyUI'
@@ -23,13 +23,13 @@ $(STAMP): pyproject.toml constraints.txt
 
 # --resume: an interrupted demo goes on where it stopped.
 demo: $(STAMP)
-	@$(BIN)/python tools/train.py mm_configs/pixnerd_digits.py --work-dir work_dirs/digits --resume
-	@$(BIN)/python tools/demo_digits.py
-
-demo-text: $(STAMP)
 	@$(BIN)/python tools/demo_t2i.py prepare
 	@$(BIN)/python tools/train.py mm_configs/pixnerd_t2i_digits.py --work-dir work_dirs/t2i_digits --resume
 	@$(BIN)/python tools/demo_t2i.py draw
+
+demo-classes: $(STAMP)
+	@$(BIN)/python tools/train.py mm_configs/pixnerd_digits.py --work-dir work_dirs/digits --resume
+	@$(BIN)/python tools/demo_digits.py
 
 test: $(STAMP)
 	@$(BIN)/python tests/run.py

@@ -1,4 +1,4 @@
-# PixNerd on scikit-learn's handwritten digits: 1.8 M parameters, minutes on two CPU cores (make demo).
+# PixNerd on scikit-learn's handwritten digits: 1.8 M parameters, minutes on two CPU cores (make demo-classes).
 _base_ = [
     '_base_/models/pixnerd_c2i.py',
     '_base_/datasets/digits_held_out.py',

@@ -1,4 +1,4 @@
-# The digits of make demo in one to four steps: its network (PIXNERD_INIT), distilled with MeanFlow. docs/few_steps.md
+# The digits of make demo-classes in one to four steps: its network, distilled with MeanFlow. docs/few_steps.md
 _base_ = './pixnerd_digits.py'
 teacher = '{{$PIXNERD_INIT:work_dirs/digits/iter_1600.pth}}'
 flow_batches, warmup, max_iters = 120, 80, 600
@@ -8,7 +8,7 @@ model = dict(
     loss=dict(
         type='MeanFlowLoss',
         velocity_teacher=dict(type='FrozenBackbone', checkpoint=teacher),
-        # That of the demo's sampler. No condition is dropped: sampling needs no second half.
+        # That of the teacher's sampler. No condition is dropped: sampling needs no second half.
         guidance_scale=4.0,
         guidance_interval=(0.0, 0.6),
         cond_drop_prob=0.0,

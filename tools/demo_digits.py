@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw with the digits model that `make demo` trains: a grid, finer renderings, the loss curve, and a score."""
+"""Draw with the digits model that `make demo-classes` trains: a grid, finer renderings, the loss curve, and a score."""
 
 import argparse
 import json
@@ -23,7 +23,7 @@ def main(args: argparse.Namespace) -> None:
 
     path = find_checkpoint(args.work_dir)
     if path is None:
-        raise FileNotFoundError(f'no checkpoint in {args.work_dir}; train one first: make demo')
+        raise FileNotFoundError(f'no checkpoint in {args.work_dir}; train one first: make demo-classes')
     pipe = load_pipeline(path, device='cpu')
     labels = [index % 10 for index in range(NUM_SCORED)]
     seeds = range(args.seed, args.seed + NUM_SCORED)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The two ends of `make demo-text`: text encoder and captions for training, and the trained model's pictures and score.
+"""The two ends of `make demo`: text encoder and captions for training, and the trained model's pictures and score.
 
 prepare: writes a tiny random Qwen3 that knows the words of the captions, and the embeddings of all captions. draw: a
 contact sheet, the loss curve, and how many pictures follow their prompts.
@@ -7,6 +7,7 @@ contact sheet, the loss curve, and how many pictures follow their prompts.
 
 import argparse
 import shutil
+import tempfile
 from pathlib import Path
 
 import demo_digits
@@ -72,6 +73,7 @@ def prepare(args: argparse.Namespace) -> None:
     # isort: split
     from pixnerd_plugin.datasets.digit_scenes import WORDS
     from pixnerd_plugin.engine.config import load_config
+    from pixnerd_plugin.engine.resume import find_checkpoint
     from pixnerd_plugin.formats.atomic import atomic_path
     from pixnerd_plugin.models.conditioners.tiny_qwen3 import write_tiny_qwen3
     from pixnerd_plugin.pipeline import TEXT_ENCODER
@@ -81,16 +83,25 @@ def prepare(args: argparse.Namespace) -> None:
     dataset = build(DATASETS, dict(config.train_dataloader.dataset, pipeline=[]))
     work_dir = args.work_dir or Path(config.work_dir)
     encoder, text, captions = (work_dir / name for name in (TEXT_ENCODER, 'text', 'captions.txt'))
-    before = read_files(encoder)
-    write_tiny_qwen3(encoder, WORDS, config.model.conditioner.max_length, config.model.backbone.text_dim)
-    if text.is_dir() and read_files(encoder) != before:
-        shutil.rmtree(text)  # made by another encoder
-    print(f'A random Qwen3 that knows {len(WORDS)} words: {encoder}')
+    settings = (WORDS, config.model.conditioner.max_length, config.model.backbone.text_dim)
+    with tempfile.TemporaryDirectory() as fresh:
+        write_tiny_qwen3(fresh, *settings)
+        is_same = read_files(encoder) == read_files(Path(fresh))
+    if not is_same:
+        if find_checkpoint(work_dir) is not None:
+            raise ValueError(
+                f'{work_dir} holds a run that was trained with another text encoder, of an earlier version, say; move '
+                'that folder away, or name a new one with --work-dir'
+            )
+        if text.is_dir():
+            shutil.rmtree(text)  # made by another encoder
+        write_tiny_qwen3(encoder, *settings)
+    print(f'A random Qwen3 that knows {len(WORDS)} words and endings: {encoder}')
     lines = dict.fromkeys(caption for index in range(len(dataset)) for caption in dataset.captions(index))
     with atomic_path(captions) as temporary:
         temporary.write_text('\n'.join(lines) + '\n', encoding='utf-8')
-    settings = ['--model', encoder, '--max-length', config.model.conditioner.max_length, '--batch-size', 256]
-    precompute_text.main(precompute_text.parse_args([str(word) for word in (captions, text, *settings)]))
+    options = ['--model', encoder, '--max-length', config.model.conditioner.max_length, '--batch-size', 256]
+    precompute_text.main(precompute_text.parse_args([str(word) for word in (captions, text, *options)]))
 
 
 def read_files(folder: Path) -> dict[str, bytes]:
@@ -104,7 +115,7 @@ def draw(args: argparse.Namespace) -> None:
 
     path = find_checkpoint(args.work_dir)
     if path is None:
-        raise FileNotFoundError(f'no checkpoint in {args.work_dir}; train one first: make demo-text')
+        raise FileNotFoundError(f'no checkpoint in {args.work_dir}; train one first: make demo')
     pipe = load_pipeline(path, device='cpu')
     sheet, curve = args.work_dir / 'sheet.png', args.work_dir / 'loss.png'
     save_png(sheet, draw_sheet(pipe, args.seed))

@@ -21,7 +21,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         'checkpoint',
         nargs='?',
-        help='published .ckpt, a .pth of tools/train.py, or .safetensors; by default that of `make demo-text`',
+        help='published .ckpt, a .pth of tools/train.py, or .safetensors; by default that of `make demo`',
     )
     parser.add_argument(
         '--text-encoder',
@@ -265,7 +265,7 @@ def inputs_for(pipe, gr):
 
 
 def find_own() -> Path:
-    """The last checkpoint of `make demo-text` or, if there is none, of `make demo`."""
+    """The last checkpoint of `make demo` or, if there is none, of `make demo-classes`."""
     from pixnerd_plugin.engine.resume import find_checkpoint
 
     for folder in OWN:

@@ -9,7 +9,7 @@ model = dict(
         head=dict(width=16, depth=2, mlp_ratio=1, coordinates='sincos', num_frequencies=3, alignment='centers'),
     ),
     loss=dict(dim=96, projector_dim=96, align_layer=3, max_density=max_density),
-    # Where the demo's network is nearest to the data's distribution (docs/results.md).
+    # Where the network of pixnerd_digits.py is nearest to the data's distribution (docs/results.md).
     sampler=dict(guidance_scale=2.0, num_steps=12),
 )
 train_dataloader = dict(batch_size=16, dataset=dict(size=image_size * max_density))

@@ -1,4 +1,4 @@
-"""The end of `make demo`, on a model that has hardly trained."""
+"""The end of `make demo-classes`, on a model that has hardly trained."""
 
 import re
 import runpy
@@ -44,5 +44,5 @@ def test_real_digits_are_recognised():
 
 def test_without_a_checkpoint_it_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, 'argv', ['demo_digits.py', '--work-dir', str(tmp_path)])
-    with pytest.raises(SystemExit, match='make demo'):
+    with pytest.raises(SystemExit, match='make demo-classes'):
         runpy.run_path(str(SCRIPT), run_name='__main__')

@@ -1,8 +1,9 @@
-"""The two ends of `make demo-text` around a training of two steps, and the study of what it trains."""
+"""The two ends of `make demo` around a training of two steps, and the study of what it trains."""
 
 import json
 import re
 import runpy
+import shutil
 import sys
 from functools import partial
 from itertools import combinations
@@ -17,7 +18,6 @@ from pixnerd_plugin.datasets.digit_scenes import (
     COLOURS,
     COUNTS,
     DIGITS,
-    MAX_WORDS,
     PLURALS,
     is_new_background_of,
     is_new_colour_of,
@@ -25,6 +25,7 @@ from pixnerd_plugin.datasets.digit_scenes import (
     is_new_pair,
 )
 from pixnerd_plugin.engine.config import load_config
+from tests.captions import check_caption
 from tests.training import ROOT
 
 CONFIG = """
@@ -90,7 +91,7 @@ def test_stars_of_the_sheet_are_at_what_training_never_shows(monkeypatch):
     assert len(prompts) == 15
     for prompt, axis in prompts:
         assert is_unseen(prompt.removesuffix(' *'), axis) == prompt.endswith(' *'), prompt
-        assert len(prompt.removesuffix(' *').split()) <= MAX_WORDS
+        check_caption(prompt.removesuffix(' *'))
 
 
 def is_unseen(prompt, axis):
@@ -120,16 +121,31 @@ def test_the_checkpoint_draws_prompts_without_naming_its_text_encoder(work_dir):
         pipe(prompts=['a red dog'])
 
 
-def test_preparing_again_keeps_what_fits_and_replaces_what_does_not(work_dir, run, capsys):
+def test_preparing_again_keeps_what_fits_and_replaces_what_does_not(work_dir, run, tmp_path, capsys):
     run('prepare', '--config', work_dir / 'config.py', '--work-dir', work_dir)
     assert ' 0 of them new' in capsys.readouterr().out
-    (work_dir / 'text_encoder/tokenizer.json').write_text('{}')  # of an earlier version, say
-    run('prepare', '--config', work_dir / 'config.py', '--work-dir', work_dir)
+    other = tmp_path / 'other'
+    for name in ('text_encoder', 'text'):
+        shutil.copytree(work_dir / name, other / name)
+    (other / 'text_encoder/tokenizer.json').write_text('{}')  # of an earlier version, say
+    run('prepare', '--config', work_dir / 'config.py', '--work-dir', other)
     assert ' 0 of them new' not in capsys.readouterr().out
+    assert (other / 'text_encoder/tokenizer.json').read_bytes() == (
+        work_dir / 'text_encoder/tokenizer.json'
+    ).read_bytes()
+
+
+def test_preparing_does_not_replace_the_encoder_of_a_trained_network(work_dir, run, tmp_path):
+    shutil.copytree(work_dir / 'text_encoder', tmp_path / 'text_encoder')
+    shutil.copy(work_dir / 'iter_2.pth', tmp_path)
+    (tmp_path / 'text_encoder/tokenizer.json').write_text('{}')
+    with pytest.raises(SystemExit, match='holds a run that was trained with another text encoder'):
+        run('prepare', '--config', work_dir / 'config.py', '--work-dir', tmp_path)
+    assert (tmp_path / 'text_encoder/tokenizer.json').read_text() == '{}'
 
 
 def test_without_a_checkpoint_it_says_what_to_do(tmp_path, run):
-    with pytest.raises(SystemExit, match='train one first: make demo-text'):
+    with pytest.raises(SystemExit, match=r'train one first: make demo$'):
         run('draw', '--work-dir', tmp_path)
 
 

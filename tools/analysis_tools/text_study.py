@@ -198,7 +198,7 @@ def tokens(study: Study):
 
 
 def lora(study: Study):
-    """A seventh colour, taught from twenty pictures: single digits of it, and what was known before."""
+    """A seventh colour, taught from a few pictures: single digits of it, and what was known before."""
     from pixnerd_plugin.datasets.digit_scenes import COLOURS, is_new_colour_of, noun
     from pixnerd_plugin.evaluation.digit_benchmark import judge
 

@@ -1,4 +1,4 @@
-# Coloured handwritten digits with captions, made as they are asked for; their text embeddings by `make demo-text`.
+# Coloured handwritten digits with captions, made as they are asked for; their text embeddings by `make demo`.
 text_embeddings = 'work_dirs/t2i_digits/text'
 image_size = 32
 
