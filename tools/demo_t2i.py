@@ -100,8 +100,8 @@ def prepare(args: argparse.Namespace) -> None:
     lines = dict.fromkeys(caption for index in range(len(dataset)) for caption in dataset.captions(index))
     with atomic_path(captions) as temporary:
         temporary.write_text('\n'.join(lines) + '\n', encoding='utf-8')
-    options = ['--model', encoder, '--max-length', config.model.conditioner.max_length, '--batch-size', 256]
-    precompute_text.main(precompute_text.parse_args([str(word) for word in (captions, text, *options)]))
+    flags = ['--model', encoder, '--max-length', config.model.conditioner.max_length, '--batch-size', 256]
+    precompute_text.main(precompute_text.parse_args([str(word) for word in (captions, text, *flags)]))
 
 
 def read_files(folder: Path) -> dict[str, bytes]:
