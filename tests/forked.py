@@ -51,6 +51,8 @@ def forked_python() -> str:
 
 def call(folder: str, arguments: list[str]) -> None:
     """What the program does."""
+    # The process may be seen to run before its number is known here: what comes until then waits.
+    signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
     server = socket.socket(socket.AF_UNIX)
     server.connect(f'{folder}/socket')
     request = dict(arguments=arguments, environment=dict(os.environ), folder=os.getcwd(), program=f'{folder}/python')
@@ -60,6 +62,7 @@ def call(folder: str, arguments: list[str]) -> None:
     pid = int(answers.readline())
     for number in PASSED_ON:
         signal.signal(number, lambda number, frame: os.kill(pid, number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
     code = int(answers.readline())
     if code < 0:
         if -code in PASSED_ON:
