@@ -1,4 +1,4 @@
-# The digits of make demo-classes in one to four steps: its network, distilled with MeanFlow. docs/few_steps.md
+# The digits of make demo-classes in one to four steps, distilled from its network (PIXNERD_INIT). docs/few_steps.md
 _base_ = './pixnerd_digits.py'
 teacher = '{{$PIXNERD_INIT:work_dirs/digits/iter_1600.pth}}'
 flow_batches, warmup, max_iters = 120, 80, 600

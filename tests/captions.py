@@ -2,8 +2,9 @@
 
 from pixnerd_plugin.checkpoints.words import Words
 from pixnerd_plugin.datasets.digit_scenes import MAX_WORDS, WORDS
+from pixnerd_plugin.models.conditioners.tiny_qwen3 import PAD, UNKNOWN
 
-_TOKENIZER = Words(['<pad>', '<unknown>', *WORDS], MAX_WORDS, pad=0, unknown=1)
+_TOKENIZER = Words([PAD, UNKNOWN, *WORDS], MAX_WORDS, pad=0, unknown=1)
 
 
 def check_caption(caption):

@@ -1,4 +1,4 @@
-# Fine-tuning in small: the network of make demo-classes goes on with mirrored digits, to compare optimisers in seconds.
+# Fine-tuning in small: the network of make demo-classes learns mirrored digits, to compare optimisers in half a minute.
 _base_ = '../pixnerd_digits.py'
 image_size = 32
 model = dict(loss=dict(max_density=1), sampler=dict(num_steps=10))

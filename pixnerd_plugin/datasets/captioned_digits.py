@@ -119,7 +119,7 @@ def draw_digits(scene: Scene, scans: list[np.ndarray], scale: int = 1) -> np.nda
     return (canvas + 0.5).astype(np.uint8)
 
 
-# Room for every scan at both sides of a digit: 23 MB at scale 2, in each worker.
+# A training draws the same strokes again and again. Room for every scan at both sides of a digit, 23 MB at scale 2.
 @lru_cache(maxsize=4096)
 def _cover(scan: bytes, side: int) -> np.ndarray:
     """How much of each pixel the strokes of a scan cover, (side, side) in [0, 1], at any side alike."""
@@ -129,4 +129,6 @@ def _cover(scan: bytes, side: int) -> np.ndarray:
     # The scans' own soft edges; 13 of their 16 grey values cover a pixel wholly.
     cover = np.clip(np.asarray(smooth) * (1 / 13), 0, 1)
     step = finest // side
-    return cover.reshape(side, step, side, step).mean((1, 3)) if step > 1 else cover
+    cover = cover.reshape(side, step, side, step).mean((1, 3)) if step > 1 else cover
+    cover.setflags(write=False)  # all callers share it
+    return cover

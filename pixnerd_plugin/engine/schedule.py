@@ -45,10 +45,7 @@ def reset_schedule(runner: Any, checkpoint: dict[str, Any]) -> None:
     """Put the settings of the run's config, and its schedule at the iteration reached, into ``checkpoint``.
 
     From there on everything is as if the schedule had been this one from the beginning; moments and weights are kept.
-    The run's optimiser and schedules must be as they were built.
-
-    Raises:
-        ValueError: as `check_groups` does.
+    The run's optimiser and schedules must be as they were built, its groups those of the checkpoint (`check_groups`).
     """
     schedulers = runner.param_schedulers or []
     groups = schedulers.values() if isinstance(schedulers, Mapping) else [schedulers]
@@ -61,9 +58,8 @@ def reset_schedule(runner: Any, checkpoint: dict[str, Any]) -> None:
                     if not scheduler.by_epoch:
                         scheduler.step()
     saved, fresh = checkpoint['optimizer'], runner.optim_wrapper.state_dict()
-    check_groups(saved, fresh)
-    groups_of_both = zip(saved['param_groups'], fresh['param_groups'], strict=True)
-    saved['param_groups'] = [now | dict(params=then['params']) for then, now in groups_of_both]
+    pairs = zip(saved['param_groups'], fresh['param_groups'], strict=True)
+    saved['param_groups'] = [now | dict(params=then['params']) for then, now in pairs]
     # mmengine's own group without parameters, from which it logs the rate.
     saved.pop('base_param_settings', None)
     if 'base_param_settings' in fresh:

@@ -85,7 +85,9 @@ def test_a_step_with_a_gradient_that_is_not_finite_is_left_out(trained):
     loss = sum(p.sum() for p in net.parameters())
     wrapper.update_params(loss * float('nan'))
     assert wrapper.skipped_steps == 1
-    assert all(not state or state['step'] == 0 for state in wrapper.optimizer.state.values())
+    # Without Muon's, AdamW itself leaves the step out, and has made room for its moments.
+    assert trained or not wrapper.optimizer.state
+    assert not any(value.any() for state in wrapper.optimizer.state.values() for value in state.values())
     assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())
 
 
