@@ -3,9 +3,11 @@
 # First `python tools/demo_t2i.py prepare --config` with this file. docs/text_to_image.md
 _base_ = '../pixnerd_t2i_digits.py'
 work_dir = 'work_dirs/t2i_digits_lora'
-load_from = 'work_dirs/t2i_digits/iter_2200.pth'
+load_from = 'work_dirs/t2i_digits/iter_1800.pth'
 max_iters = 500
-model = dict(lora=dict(rank=16), conditioner=dict(model=f'{work_dir}/text_encoder', precomputed=f'{work_dir}/text'))
+frozen = dict(model=f'{work_dir}/text_encoder', precomputed=f'{work_dir}/text')
+# The teacher has never seen orange.
+model = dict(lora=dict(rank=16), conditioner=frozen, loss=dict(teacher=None))
 optim_wrapper = dict(
     constructor='DefaultOptimWrapperConstructor',
     optimizer=dict(_delete_=True, type='AdamW', lr=3e-3, betas=(0.9, 0.99), weight_decay=0.0, fused=True),

@@ -18,7 +18,7 @@ model = dict(
     conditioner=dict(
         model='{{fileDirname}}/../../tests/data/qwen3_tiny', max_length=64, precomputed=None, dtype='float32'
     ),
-    loss=dict(dim=width, projector_dim=width, max_density=1),
+    loss=dict(dim=width, projector_dim=width, max_density=1, teacher=None),
     sampler=dict(num_steps=2),
 )
 optim_wrapper = dict(constructor='MuonConstructor', optimizer=dict(_delete_=True, type='MuonAdamW', lr=2e-3))

@@ -43,7 +43,7 @@ MAX_WORDS = 16
 
 _KINDS = ('single', 'pair', 'line', 'count')
 # Pairs most of all: which digit stands where is learned last.
-_SHARES_SQUARE, _SHARES_LONG = (0.45, 0.15, 0, 0.4), (0.08, 0.62, 0.1, 0.2)
+_SHARES_SQUARE, _SHARES_LONG = (0.45, 0.15, 0, 0.4), (0.1, 0.45, 0.2, 0.25)
 _SHARES_BACKGROUND = (0.55, 0.15, 0.15, 0.15)
 
 

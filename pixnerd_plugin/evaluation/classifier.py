@@ -65,7 +65,10 @@ def train_classifier(
     seed: int = 0,
     callback: Callable[[int, float], None] | None = None,
 ) -> SmallConvNet:
-    """Train on uint8 ``images (N, 3, H, W)`` with ``labels (N,)``; call ``callback`` with each step and its loss."""
+    """Train on uint8 ``images (N, 3, H, W)``; call ``callback`` with each step and its loss.
+
+    ``labels`` are classes ``(N,)``, or, where several apply to a picture, their shares ``(N, num_classes)``.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = SmallConvNet(num_classes).train()

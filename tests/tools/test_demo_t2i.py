@@ -25,6 +25,7 @@ from pixnerd_plugin.datasets.digit_scenes import (
     is_new_pair,
 )
 from pixnerd_plugin.engine.config import load_config
+from pixnerd_plugin.evaluation.digit_reader import read_digits
 from tests.captions import check_caption
 from tests.training import ROOT
 
@@ -33,7 +34,7 @@ _base_ = '{root}/mm_configs/pixnerd_t2i_digits.py'
 model = dict(
     backbone=dict(dim=16, depth=1, num_heads=2, mlp_hidden=16, text_dim=16, head=dict(width=4, depth=1)),
     conditioner=dict(model='{folder}/text_encoder', precomputed='{folder}/text'),
-    loss=dict(dim=16, projector_dim=16),
+    loss=dict(dim=16, projector_dim=16, align_layer=1, teacher=dict(weights='{folder}/teacher.safetensors')),
     sampler=dict(num_steps=2),
 )
 text_embeddings = '{folder}/text'
@@ -68,7 +69,7 @@ def run():
 def work_dir(tmp_path_factory, run):
     folder = tmp_path_factory.mktemp('t2i')
     (folder / 'config.py').write_text(CONFIG.format(root=ROOT, folder=folder))
-    run('prepare', '--config', folder / 'config.py', '--work-dir', folder)
+    run('prepare', '--config', folder / 'config.py', '--work-dir', folder, '--teacher-steps', 2)
     config = load_config(folder / 'config.py')
     config.work_dir, config.experiment_name = str(folder), 'test_demo_t2i'
     Runner.from_cfg(config).train()
@@ -121,12 +122,29 @@ def test_the_checkpoint_draws_prompts_without_naming_its_text_encoder(work_dir):
         pipe(prompts=['a red dog'])
 
 
+def test_the_teacher_is_told_what_its_pictures_show(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    equal_digits = runpy.run_path(str(ROOT / 'tools/demo_t2i.py'))['equal_digits']
+    pictures, shown = equal_digits(dict(type='CaptionedDigits', num=300, scale=2))
+    assert pictures.shape[1:] == (3, 32, 32)
+    assert len(pictures) > 60
+    right = 0
+    for picture, (digit, colour, background) in zip(pictures, shown, strict=True):
+        ground, found = read_digits(picture.permute(1, 2, 0).numpy())
+        right += ground == background and {(DIGITS[one.value], one.colour) for one in found} == {(digit, colour)}
+        assert not is_unseen(f'a {colour} {digit}', 0)
+    assert right >= 0.97 * len(pictures)  # a few scans are hard to read
+
+
 def test_preparing_again_keeps_what_fits_and_replaces_what_does_not(work_dir, run, tmp_path, capsys):
+    teacher = (work_dir / 'teacher.safetensors').read_bytes()
     run('prepare', '--config', work_dir / 'config.py', '--work-dir', work_dir)
     assert ' 0 of them new' in capsys.readouterr().out
+    assert (work_dir / 'teacher.safetensors').read_bytes() == teacher
     other = tmp_path / 'other'
     for name in ('text_encoder', 'text'):
         shutil.copytree(work_dir / name, other / name)
+    shutil.copy(work_dir / 'teacher.safetensors', other)
     (other / 'text_encoder/tokenizer.json').write_text('{}')  # of an earlier version, say
     run('prepare', '--config', work_dir / 'config.py', '--work-dir', other)
     assert ' 0 of them new' not in capsys.readouterr().out

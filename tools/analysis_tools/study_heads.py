@@ -52,9 +52,10 @@ DOCUMENTED = dict(
         Part(16, 0.6, (1,), ('without',), ('field', 'DeCo')),
         Part(16, 0.6, (1,), ('without',), ('linear',), ('image',)),
         Part(16, 0.6, (2,), ('without',), ('field',), ('velocity',)),
-        Part(8, 2.2, (0,), ('without',)),
+        Part(8, 2.2, (0,)),
+        Part(4, 2.4, (0,), ('without',)),
     ),
-    cifar10_heads=(Part(8, 1.5, (0,), ('without',)), Part(8, 1.5, (1,), ('without',), ('field',))),
+    cifar10_heads=(Part(8, 1.5, (0,)), Part(8, 1.5, (1,), ('without',), ('field',))),
 )
 
 
