@@ -12,7 +12,7 @@ caption = dict(text_dim=64, text_length=text_length, text_depth=1)
 # Strokes are smooth: the finest of four octaves is as fine as in pixnerd_digits.py, whose patches are half as large.
 coordinates = dict(coordinates='sincos', num_frequencies=4, alignment='centers')
 head = dict(width=32, depth=2, mlp_ratio=1, normalize='fc1_fc2_output', **coordinates)
-# A classifier of digits and their colours, which `make demo` trains first: tokens know sooner what they are to draw.
+# A classifier of digits, colours and backgrounds that `make demo` trains first: tokens know sooner what to draw.
 teacher = dict(_delete_=True, type='ClassifierTeacher', weights=f'{work_dir}/teacher.safetensors', patch_size=16)
 alignment = dict(teacher=teacher, teacher_dim=96, align_layer=3, projector_dim=192)
 # Times as JiT draws them for networks that predict the image: flat colours are simpler than the noise on them.

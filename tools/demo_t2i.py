@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 import demo_digits
+import demo_teacher
 import options
 import precompute_text
 
@@ -61,7 +62,10 @@ def parse_args() -> argparse.Namespace:
     prepare.add_argument('--config', default=CONFIG, help='config of the training')
     prepare.add_argument('--work-dir', type=Path, help="of the training (the config's)")
     prepare.add_argument(
-        '--teacher-steps', type=options.numbers(1), default=1200, help='training steps of the teacher (1200)'
+        '--teacher-steps',
+        type=options.numbers(1),
+        default=1200,
+        help='training steps of the teacher, where none is there (1200)',
     )
     draw.add_argument('--work-dir', type=Path, default=Path('work_dirs/t2i_digits'), help='of the training')
     draw.add_argument('--seed', type=int, default=0, help='seed of the first picture (0)')
@@ -90,13 +94,16 @@ def prepare(args: argparse.Namespace) -> None:
     settings = (WORDS, config.model.conditioner.max_length, config.model.backbone.text_dim)
     with tempfile.TemporaryDirectory() as fresh:
         write_tiny_qwen3(fresh, *settings)
-        is_same = read_files(encoder) == read_files(Path(fresh))
-    if not is_same:
-        if find_checkpoint(work_dir) is not None:
-            raise ValueError(
-                f'{work_dir} holds a run that was trained with another text encoder, of an earlier version, say; move '
-                'that folder away, or name a new one with --work-dir'
-            )
+        missing = ['text encoder'] * (read_files(encoder) != read_files(Path(fresh)))
+    teacher = config.model.loss.teacher
+    if teacher is not None and teacher.type == 'ClassifierTeacher' and not demo_teacher.is_ready(Path(teacher.weights)):
+        missing.append('teacher')
+    if missing and find_checkpoint(work_dir) is not None:
+        raise ValueError(
+            f'{work_dir} holds a run that was trained with another {" and ".join(missing)}, of an earlier version, '
+            'say; move that folder away, or name a new one with --work-dir'
+        )
+    if 'text encoder' in missing:
         if text.is_dir():
             shutil.rmtree(text)  # made by another encoder
         write_tiny_qwen3(encoder, *settings)
@@ -106,56 +113,8 @@ def prepare(args: argparse.Namespace) -> None:
         temporary.write_text('\n'.join(lines) + '\n', encoding='utf-8')
     flags = ['--model', encoder, '--max-length', config.model.conditioner.max_length, '--batch-size', 256]
     precompute_text.main(precompute_text.parse_args([str(word) for word in (captions, text, *flags)]))
-    if config.model.loss.teacher is not None:
-        write_teacher(work_dir / 'teacher.safetensors', config.train_dataloader.dataset, args.teacher_steps)
-
-
-def write_teacher(path: Path, dataset: dict, steps: int) -> None:
-    """Write a classifier that names digit, colour and background, trained on square pictures of equal digits.
-
-    One class for each name, and not for each combination, so that it knows those that training never shows.
-    """
-    import torch
-    from tqdm import tqdm
-
-    from pixnerd_plugin.datasets.digit_scenes import BACKGROUNDS, COLOURS, DIGITS
-    from pixnerd_plugin.evaluation.classifier import read_description, save_classifier, train_classifier
-
-    names = [*DIGITS, *COLOURS, *BACKGROUNDS]
-    if path.exists() and read_description(path)['class_names'] == names:
-        return
-    images, shown = equal_digits(dict(dataset, num=15_000, split='train'))
-    test_images, test_shown = equal_digits(dict(dataset, num=1500, split='test', held_out=False))
-    index, test_index = (
-        torch.tensor([[names.index(name) for name in each] for each in part]) for part in (shown, test_shown)
-    )
-    labels = torch.zeros(len(images), len(names)).scatter_(1, index, 1 / index.shape[1])
-    with tqdm(total=steps, desc='teacher', unit='step', disable=None) as bar:
-        net = train_classifier(images, labels, len(names), steps, 32, callback=lambda *_: bar.update())
-    with torch.no_grad():
-        found = net(test_images.float() / 127.5 - 1)[2].topk(index.shape[1]).indices
-    share = (found.sort().values == test_index.sort().values).all(1).float().mean().item()
-    save_classifier(net, path, class_names=names, size=SQUARE, accuracy=share)
-    print(f'A teacher that names what pictures show, right on {share:.1%} of new ones: {path}'.replace('%', ' %'))
-
-
-def equal_digits(settings: dict):
-    """The square pictures of a data set whose digits are all equal, uint8 (N, 3, 32, 32), and what each shows."""
-    import numpy as np
-    import torch
-
-    from pixnerd_plugin.datasets.digit_scenes import DIGITS
-    from pixnerd_plugin.registry import DATASETS, build
-
-    dataset = build(DATASETS, dict(settings, scale=1, pipeline=[]))
-    pictures, shown = [], []
-    for index in range(len(dataset)):
-        scene = dataset.scene(index)
-        kinds = {(DIGITS[digit.value], digit.colour) for digit in scene.digits}
-        if scene.shape == SQUARE and len(kinds) == 1:
-            pictures.append(dataset.get_data_info(index)['img'])
-            shown.append((*kinds.pop(), scene.background))
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(), shown
+    if 'teacher' in missing:
+        demo_teacher.write_teacher(Path(teacher.weights), config.train_dataloader.dataset, args.teacher_steps)
 
 
 def read_files(folder: Path) -> dict[str, bytes]:

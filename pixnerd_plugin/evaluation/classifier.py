@@ -117,7 +117,10 @@ def _open(path: str | Path) -> tuple[dict[str, Any], Tensors]:
     """The description and the tensors, checked against each other; no tensor is read yet."""
     path = Path(path).expanduser()
     if not path.exists():
-        raise FileNotFoundError(f'classifier {path} does not exist; train one with tools/train_classifier.py')
+        raise FileNotFoundError(
+            f'classifier {path} does not exist; train one with tools/train_classifier.py, or for captioned '
+            'digits with tools/demo_t2i.py prepare'
+        )
     require_file(path, 'classifier')
     tensors, metadata = open_safetensors(path)
     if METADATA_KEY not in metadata:

@@ -1,5 +1,6 @@
 """The two ends of `make demo` around a training of two steps, and the study of what it trains."""
 
+import importlib
 import json
 import re
 import runpy
@@ -25,6 +26,7 @@ from pixnerd_plugin.datasets.digit_scenes import (
     is_new_pair,
 )
 from pixnerd_plugin.engine.config import load_config
+from pixnerd_plugin.evaluation.classifier import read_description
 from pixnerd_plugin.evaluation.digit_reader import read_digits
 from tests.captions import check_caption
 from tests.training import ROOT
@@ -49,6 +51,7 @@ train_dataloader = dict(
     ),
 )
 train_cfg = dict(max_iters=2)
+default_hooks = dict(logger=dict(interval=1))
 custom_hooks = []
 """
 
@@ -122,18 +125,61 @@ def test_the_checkpoint_draws_prompts_without_naming_its_text_encoder(work_dir):
         pipe(prompts=['a red dog'])
 
 
-def test_the_teacher_is_told_what_its_pictures_show(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
-    equal_digits = runpy.run_path(str(ROOT / 'tools/demo_t2i.py'))['equal_digits']
-    pictures, shown = equal_digits(dict(type='CaptionedDigits', num=300, scale=2))
+@pytest.fixture(scope='module')
+def demo_teacher():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / 'tools'))
+        yield importlib.import_module('demo_teacher')
+
+
+def test_the_teacher_is_told_what_its_pictures_show_and_nothing_held_out(demo_teacher):
+    pictures, labels = demo_teacher.labelled(dict(type='CaptionedDigits', num=300, scale=2))
+    _, colours, backgrounds = demo_teacher.groups()
     assert pictures.shape[1:] == (3, 32, 32)
     assert len(pictures) > 60
     right = 0
-    for picture, (digit, colour, background) in zip(pictures, shown, strict=True):
+    for picture, shares in zip(pictures, labels, strict=True):
+        value, colour, background = (part.nonzero().item() for part in shares.split([10, 6, 4]))
+        assert shares.sum() == 1
         ground, found = read_digits(picture.permute(1, 2, 0).numpy())
-        right += ground == background and {(DIGITS[one.value], one.colour) for one in found} == {(digit, colour)}
-        assert not is_unseen(f'a {colour} {digit}', 0)
+        right += ground == backgrounds[background] and {(one.value, one.colour) for one in found} == {
+            (value, colours[colour])
+        }
+        assert not is_new_colour_of(value, colours[colour])
+        held_out = is_new_background_of(value, ground) if len(found) == 1 else is_new_count(len(found), value)
+        assert not held_out
     assert right >= 0.97 * len(pictures)  # a few scans are hard to read
+
+
+def test_a_teacher_learns_all_three_kinds_of_names(demo_teacher, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(demo_teacher, 'PICTURES', 2000)
+    monkeypatch.setattr(demo_teacher, 'TEST_PICTURES', 400)
+    demo_teacher.write_teacher(tmp_path / 'teacher.safetensors', dict(type='CaptionedDigits'), 150)
+    shares = read_description(tmp_path / 'teacher.safetensors')
+    assert len(shares['class_names']) == 20
+    # By chance, all three are right in one of 240 pictures.
+    assert shares['accuracy'] > 0.1
+    assert f'in {100 * shares["accuracy"]:.1f} % of new pictures' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('damage', [b'', b'\0' * 100, 'cut', 'noise'])
+def test_a_damaged_teacher_is_named_and_made_anew(demo_teacher, work_dir, tmp_path, capsys, damage):
+    good = (work_dir / 'teacher.safetensors').read_bytes()
+    path = tmp_path / 'teacher.safetensors'
+    assert not demo_teacher.is_ready(path)
+    path.write_bytes(good)
+    assert demo_teacher.is_ready(path)
+    assert capsys.readouterr().out == ''
+    path.write_bytes({'cut': good[:-4000], 'noise': good[:-4000] + b'\xff' * 4000}.get(damage, damage))
+    assert not demo_teacher.is_ready(path)
+    assert capsys.readouterr().out.endswith('; a new one takes its place\n')
+
+
+def test_training_aligns_with_the_teacher(work_dir):
+    (log,) = work_dir.glob('*/vis_data/scalars.json')
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert all(line['loss_repa'] > 0 for line in lines)
+    assert len(lines) == 2
 
 
 def test_preparing_again_keeps_what_fits_and_replaces_what_does_not(work_dir, run, tmp_path, capsys):
@@ -144,7 +190,6 @@ def test_preparing_again_keeps_what_fits_and_replaces_what_does_not(work_dir, ru
     other = tmp_path / 'other'
     for name in ('text_encoder', 'text'):
         shutil.copytree(work_dir / name, other / name)
-    shutil.copy(work_dir / 'teacher.safetensors', other)
     (other / 'text_encoder/tokenizer.json').write_text('{}')  # of an earlier version, say
     run('prepare', '--config', work_dir / 'config.py', '--work-dir', other)
     assert ' 0 of them new' not in capsys.readouterr().out
@@ -160,6 +205,16 @@ def test_preparing_does_not_replace_the_encoder_of_a_trained_network(work_dir, r
     with pytest.raises(SystemExit, match='holds a run that was trained with another text encoder'):
         run('prepare', '--config', work_dir / 'config.py', '--work-dir', tmp_path)
     assert (tmp_path / 'text_encoder/tokenizer.json').read_text() == '{}'
+
+
+def test_preparing_does_not_add_a_teacher_to_a_run_without_one(work_dir, run, tmp_path):
+    for name in ('text_encoder', 'text'):
+        shutil.copytree(work_dir / name, tmp_path / name)
+    shutil.copy(work_dir / 'iter_2.pth', tmp_path)
+    (tmp_path / 'config.py').write_text(CONFIG.format(root=ROOT, folder=tmp_path))
+    with pytest.raises(SystemExit, match='holds a run that was trained with another teacher, of an earlier version'):
+        run('prepare', '--config', tmp_path / 'config.py', '--work-dir', tmp_path)
+    assert not (tmp_path / 'teacher.safetensors').exists()
 
 
 def test_without_a_checkpoint_it_says_what_to_do(tmp_path, run):
