@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-# Of the pictures and of the scans that make them, the classifier sees those of training alone.
 PICTURES, TEST_PICTURES, BATCH_SIZE = 15_000, 1500, 32
 
 
@@ -40,7 +39,7 @@ def write_teacher(path: Path, dataset: dict, steps: int) -> None:
     from pixnerd_plugin.evaluation.classifier import save_classifier, train_classifier
 
     images, labels = labelled(dict(dataset, num=PICTURES, split='train'))
-    test_images, test_labels = labelled(dict(dataset, num=TEST_PICTURES, split='test', held_out=False))
+    test_images, test_labels = labelled(dict(dataset, num=TEST_PICTURES, split='test'))
     names = [name for group in groups() for name in group]
     with tqdm(total=steps, desc='teacher', unit='step', disable=None) as bar:
         net = train_classifier(images, labels, len(names), steps, BATCH_SIZE, callback=lambda *_: bar.update())
@@ -54,7 +53,7 @@ def write_teacher(path: Path, dataset: dict, steps: int) -> None:
     share = torch.stack(named).all(0).float().mean().item()
     save_classifier(net, path, class_names=names, size=tuple(images.shape[2:]), accuracy=share)
     right = f'{100 * share:.1f} %'
-    print(f'A teacher of digits, colours and backgrounds, right about all three in {right} of new pictures: {path}')
+    print(f'A teacher of digits, colours and backgrounds, right about all three in {right} of pictures of new scans: {path}')
 
 
 def labelled(settings: dict):

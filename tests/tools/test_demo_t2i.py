@@ -159,7 +159,7 @@ def test_a_teacher_learns_all_three_kinds_of_names(demo_teacher, tmp_path, capsy
     assert len(shares['class_names']) == 20
     # By chance, all three are right in one of 240 pictures.
     assert shares['accuracy'] > 0.1
-    assert f'in {100 * shares["accuracy"]:.1f} % of new pictures' in capsys.readouterr().out
+    assert f'in {100 * shares["accuracy"]:.1f} % of pictures of new scans' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('damage', [b'', b'\0' * 100, 'cut', 'noise'])
