@@ -53,7 +53,7 @@ def write_teacher(path: Path, dataset: dict, steps: int) -> None:
     share = torch.stack(named).all(0).float().mean().item()
     save_classifier(net, path, class_names=names, size=tuple(images.shape[2:]), accuracy=share)
     right = f'{100 * share:.1f} %'
-    print(f'A teacher of digits, colours and backgrounds, right about all three in {right} of pictures of new scans: {path}')
+    print(f'A teacher of digits, colours and backgrounds, all three right in {right} of pictures of new scans: {path}')
 
 
 def labelled(settings: dict):
