@@ -53,7 +53,7 @@ DOCUMENTED = dict(
         Part(16, 0.6, (1,), ('without',), ('linear',), ('image',)),
         Part(16, 0.6, (2,), ('without',), ('field',), ('velocity',)),
         Part(8, 2.2, (0,)),
-        Part(4, 2.4, (0,), ('without',)),
+        Part(4, 8.0, (0,), ('without',), ('field', 'linear')),
     ),
     cifar10_heads=(Part(8, 1.5, (0,)), Part(8, 1.5, (1,), ('without',), ('field',))),
 )
