@@ -95,7 +95,7 @@ def prepare(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as fresh:
         write_tiny_qwen3(fresh, *settings)
         missing = ['text encoder'] * (read_files(encoder) != read_files(Path(fresh)))
-    teacher = config.model.loss.teacher
+    teacher = config.model.loss.get('teacher')
     if teacher is not None and teacher.type == 'ClassifierTeacher' and not demo_teacher.is_ready(Path(teacher.weights)):
         missing.append('teacher')
     if missing and find_checkpoint(work_dir) is not None:

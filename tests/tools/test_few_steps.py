@@ -4,7 +4,6 @@ import json
 import runpy
 import sys
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -85,19 +84,10 @@ def test_few_steps_are_compared_and_drawn(run, tmp_path):
     rows = json.loads((tmp_path / 'out/few_steps.json').read_text())
     assert [row['sampler'] for row in rows] == ['6 guided steps', '1 step', '2 steps']
     assert '| 2 steps |' in printed
-    assert all(0 < row['grain'] < 255 and row['borders'] > 0 for row in rows)
+    assert all(0 < row['grain'] < 255 and row['seams'] > 0 for row in rows)
     # Three rows of ten digits, one step, two and the teacher's; and one at four times the size.
     assert Image.open(tmp_path / 'out/few_steps.png').size == (1316, 3 * 128 + 2 * 8)
     assert Image.open(tmp_path / 'out/fine.png').size == (1316, 128)
-
-
-def test_steps_between_patches_are_told_from_those_within():
-    across_borders = runpy.run_path(str(ROOT / 'tools/analysis_tools/few_steps.py'))['across_borders']
-    slope = np.broadcast_to(np.arange(32)[:, None, None], (2, 32, 16, 3)) + np.arange(16)[:, None]
-    assert across_borders(slope, 8) == pytest.approx(1)
-    patches = slope.copy()
-    patches[:, 8:] += 4  # of three borders between rows, one; of columns, none
-    assert across_borders(patches, 8) == pytest.approx((1 + 4 / 3 + 1) / 2)
 
 
 def test_stages_of_a_training_are_drawn_over_its_batches(run, tmp_path):

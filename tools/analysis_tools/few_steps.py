@@ -54,20 +54,15 @@ def main(args: argparse.Namespace) -> None:
         limit = load_pipeline(args.checkpoints[0]).sampler.noise_limit
         sampler = pipe.sampler.replace(noise_limit=limit, num_steps=args.teacher_steps or pipe.sampler.num_steps)
         images = draw(pipe, sampler, args)
-        results.append(
-            dict(
-                checkpoint=args.teacher,
-                sampler=f'{sampler.num_steps} guided steps',
-                **score(images, pipe.net.patch_size),
-            )
-        )
+        scores = score(images, pipe.net.grid_of(images))
+        results.append(dict(checkpoint=args.teacher, sampler=f'{sampler.num_steps} guided steps', **scores))
         last = images[:10]
     for number, path in enumerate(args.checkpoints):
         pipe = load_pipeline(path, device=args.device, dtype='float32')
         for steps in args.steps:
             sampler = pipe.sampler.replace(num_steps=steps)
             images = draw(pipe, sampler, args)
-            scores = score(images, pipe.net.patch_size)
+            scores = score(images, pipe.net.grid_of(images))
             results.append(dict(checkpoint=path, sampler=f'{steps} step{"s" * (steps > 1)}', **scores))
             if number == drawn and steps <= 2:
                 pictures.append(images[:10])
@@ -81,14 +76,11 @@ def main(args: argparse.Namespace) -> None:
     save_png(args.out / 'fine.png', image_grid(fine, 10, gap=SCALE))
     with atomic_path(args.out / 'few_steps.json') as temporary:
         temporary.write_text(json.dumps(results, indent=1) + '\n')
-    print(
-        '| checkpoint | sampler | recognised | Fréchet distance | grain | across borders |\n|---|---|---|---|---|---|'
-    )
+    print('| checkpoint | sampler | recognised | Fréchet distance | grain | seams |\n|---|---|---|---|---|---|')
     for row in results:
-        distance, grain = (f'{row[name]:.2f}' if name in row else '-' for name in ('distance', 'grain'))
+        named = (f'{row[name]:.2f}' if name in row else '-' for name in ('distance', 'grain', 'seams'))
         recognised = f'{row["recognised"]:.1%}'.replace('%', ' %')
-        scores = f'{recognised} | {distance} | {grain} | {row["borders"]:.2f}'
-        print(f'| {row["checkpoint"]} | {row["sampler"]} | {scores} |')
+        print(f'| {" | ".join([row["checkpoint"], row["sampler"], recognised, *named])} |')
     print(f'figures: {args.out / "few_steps.png"}, and {args.out / "fine.png"} at {SCALE} times the size')
     if args.curve:
         draw_curve(args, dict(zip(args.checkpoints, batches, strict=True)), results)
@@ -155,6 +147,7 @@ def make_scorer(data: str, classifier: Path | None):
     from pixnerd_plugin.evaluation.classifier import ClassifierFeatures
     from pixnerd_plugin.evaluation.metrics import Statistics, frechet_distance
     from pixnerd_plugin.evaluation.pictures import open_images
+    from pixnerd_plugin.functional.seams import seam_ratio
     from pixnerd_plugin.images import to_uint8
 
     is_digits = data.startswith('digits:')
@@ -167,9 +160,9 @@ def make_scorer(data: str, classifier: Path | None):
         real, halves = Statistics.of(pool), pool[order].chunk(2)
         print(f'{data}: one half is {frechet_distance(*map(Statistics.of, halves)):.2f} from the other')
 
-    def score(images, patch_size: int) -> dict[str, float]:
+    def score(images, grid: tuple[int, int]) -> dict[str, float]:
         pixels = to_uint8(images)
-        scores = dict(borders=across_borders(pixels, patch_size))
+        scores = dict(seams=seam_ratio(images, grid)) if min(grid) > 1 else {}
         if is_digits:
             scores['recognised'] = float(recognise(pixels, [index % 10 for index in range(len(pixels))]))
             scores['grain'] = float(abs(pixels - pixels.mean(-1, keepdims=True)).mean())
@@ -182,20 +175,6 @@ def make_scorer(data: str, classifier: Path | None):
         return scores
 
     return score
-
-
-def across_borders(pixels, patch_size: int) -> float:
-    """How much neighbours differ where patches meet, relative to within patches; pixels uint8 (N, H, W, 3)."""
-    import numpy as np
-
-    grey = pixels.mean(-1)
-    steps = [abs(np.diff(grey, axis=axis)).mean((0, 3 - axis)) for axis in (1, 2)]
-    meets = [np.arange(1, len(step) + 1) % patch_size == 0 for step in steps]
-    across, within = (
-        sum(step[meet == is_across].mean() for step, meet in zip(steps, meets, strict=True))
-        for is_across in (True, False)
-    )
-    return float(across / within)
 
 
 if __name__ == '__main__':
