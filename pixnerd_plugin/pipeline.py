@@ -275,8 +275,8 @@ def load_pipeline(
         weights: ``'ema'`` or ``'raw'``, where the file tells which it has.
         class_names: of a class-conditional network, or a text file of them, one a line; by default the file's.
         lora: file or PEFT folder of a low-rank adapter, added to the weights ``lora_strength`` times.
-        packs: hold the weights as products on a CPU read them while drawing; by default on CPUs with AVX-512. It
-            changes results by rounding only.
+        packs: hold the weights as products on a CPU read them while drawing; by default on CPUs with AVX2 or
+            AVX-512. It changes results by rounding only.
 
     Raises:
         FileNotFoundError: if there is no such file or folder.

@@ -68,7 +68,7 @@ def add_compute(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         '--pack',
         action=argparse.BooleanOptionalAction,
-        help='hold the weights as products on a CPU read them; by default where that is faster (AVX-512)',
+        help='hold the weights as products on a CPU read them; by default where that is faster (AVX2, AVX-512)',
     )
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from pixnerd_plugin.models.heads import neural_field
 from pixnerd_plugin.registry import MODELS
 from tests.golden import network, read, relative_error
 
@@ -64,6 +65,21 @@ def test_field_in_chunks_equals_the_whole(c2i, chunk):
     net, golden = c2i
     whole = net(golden['x'], golden['t'], golden['y'], field_chunk=10**9)
     assert relative_error(net(golden['x'], golden['t'], golden['y'], field_chunk=chunk), whole) < 1e-6
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('patches', [1, 3])
+def test_field_weights_from_several_products_equal_those_from_one(c2i, monkeypatch, patches):
+    net, golden = c2i
+    whole = net(golden['x'], golden['t'], golden['y'])
+    generated = []
+    hook = net.head.generator.register_forward_hook(lambda layer, inputs, output: generated.append(len(output)))
+    monkeypatch.setattr(neural_field, 'GENERATED_BYTES', patches * net.head.generator.out_features * 4)
+    v = net(golden['x'], golden['t'], golden['y'])
+    hook.remove()
+    assert len(generated) > 1
+    assert max(generated) == patches
+    assert relative_error(v, whole) < 1e-6
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from pixnerd_plugin.models.heads import neural_field
 from pixnerd_plugin.models.layers import packing
 from pixnerd_plugin.models.layers.packing import PackedLinear, pack, unpack
 from pixnerd_plugin.registry import MODELS
@@ -18,6 +19,11 @@ from tests.golden import relative_error
 pytestmark = pytest.mark.skipif(not packing.can_pack(), reason='this torch is built without oneDNN')
 
 DIM = 256  # large enough to be worth packing
+
+needs_bfloat16 = pytest.mark.skipif(
+    not (packing.can_pack() and torch.ops.mkldnn._is_mkldnn_bf16_supported()),
+    reason='this CPU has no instructions that oneDNN needs for bfloat16',
+)
 
 
 def layer(bias: bool = True, dtype=torch.float32) -> tuple[nn.Sequential, torch.Tensor]:
@@ -36,7 +42,9 @@ def network(kind: str) -> nn.Module:
     return net.eval()
 
 
-@pytest.mark.parametrize(('dtype', 'bound'), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize(
+    ('dtype', 'bound'), [(torch.float32, 1e-5), pytest.param(torch.bfloat16, 1e-2, marks=needs_bfloat16)]
+)
 @pytest.mark.parametrize('bias', [True, False])
 @torch.no_grad()
 def test_a_packed_layer_gives_what_the_plain_one_gives_for_any_number_of_rows(dtype, bound, bias):
@@ -63,6 +71,34 @@ def test_a_packed_network_gives_the_same_velocity(kind):
     assert net.pack() > 8
     assert relative_error(net(x, t, cond), expected) < 1e-5
     assert relative_error(net(x[:1], t[:1], cond[:1]), expected[:1]) < 1e-5
+
+
+def test_bfloat16_stays_plain_where_onednn_refuses_it(monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, '_is_mkldnn_bf16_supported', lambda: False)
+    assert pack(layer(dtype=torch.bfloat16)[0]) == 0
+    assert pack(layer()[0]) == 1
+
+
+@pytest.mark.parametrize(
+    ('capability', 'device', 'gains'),
+    [('AVX512', 'cpu', True), ('AVX2', 'cpu', True), ('DEFAULT', 'cpu', False), ('AVX512', 'meta', False)],
+)
+def test_packing_pays_on_cpus_with_wide_registers(monkeypatch, capability, device, gains):
+    monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: capability)
+    assert packing.gains_by_packing(torch.device(device)) == gains
+
+
+@torch.no_grad()
+def test_a_packed_generator_gives_fewer_patches_at_once_and_the_same_field(monkeypatch):
+    net = network('class')
+    arguments = torch.randn(1, 3, 12, 12), torch.tensor([0.3]), torch.tensor([2])
+    expected = net(*arguments)
+    net.pack()
+    rows = []
+    net.head.generator.register_forward_hook(lambda layer, inputs, output: rows.append(len(output)))
+    monkeypatch.setattr(neural_field, 'GENERATED_BYTES_PACKED', 4 * 4 * net.head.generator.out_features)
+    assert relative_error(net(*arguments), expected) < 1e-5
+    assert rows == [4, 4, 1]
 
 
 def test_the_packed_copy_takes_the_place_of_the_plain_one():
