@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.training import ROOT
 
@@ -70,6 +71,25 @@ def test_every_way_of_computing_on_a_cpu_has_a_row(benchmark, steps):
     assert errors[0] == 0
     assert errors[1] < 1e-5
     assert all(0 < error < 0.05 for error in errors[2:])
+
+
+def test_products_alone_are_the_work_of_the_network(benchmark, monkeypatch):
+    rows = benchmark('cpu', '--model', 'tiny', '--products', '--ways', 'float32', 'bfloat16, packed', *TINY)
+    assert [row[0] for row in rows[2:]] == [f'{way}: its products alone' for way in ('float32', 'bfloat16, packed')]
+    assert all(float(row[1].split()[0]) > 0 for row in rows)
+
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    cpu, networks = (importlib.import_module(f'benchmarks.{name}') for name in ('cpu', 'networks'))
+    net, _ = networks.build(networks.SHAPES['tiny'], 'cpu')
+    x, t, cond = torch.randn(1, 3, 32, 32), torch.rand(1), torch.tensor([3])
+    work = []
+    with torch.no_grad():
+        for call in (lambda: net(x, t, cond), cpu.products_of(lambda: net(x, t, cond))):
+            with FlopCounterMode(display=False) as counter:
+                call()
+            counts = counter.get_flop_counts()['Global']
+            work.append(sum(flops for operator, flops in counts.items() if 'attention' not in str(operator)))
+    assert work[0] == work[1] > 0
 
 
 def test_compiling_by_block_makes_two_graphs_whatever_the_depth(benchmark):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .measure import machine, prepare, print_header, print_row, ratio, summary, take_turns
 from .networks import Shape, build, relative_difference, shape_of
@@ -21,6 +22,9 @@ WAYS = {
     'bfloat16, packed': (torch.bfloat16, True),
 }
 
+# What a network cannot do without, whatever lies between; attention's own two products are not among them on a CPU.
+PRODUCTS = ('mkldnn._linear_pointwise', 'aten.linear', 'aten.mm', 'aten.addmm', 'aten.bmm', 'aten.baddbmm')
+
 
 def run(args: Any) -> None:
     """A row a way: seconds, how much faster than the published code in float32, and the error against it."""
@@ -32,7 +36,11 @@ def run(args: Any) -> None:
     first = next(iter(calls))
     # The round that does not count gives the results to compare.
     results = {name: call() for name, call in calls.items()}
-    errors = {name: relative_difference(result, results[first]) for name, result in results.items()}
+    errors = {name: f'{relative_difference(result, results[first]):.2e}' for name, result in results.items()}
+    if args.products:
+        calls |= {
+            f'{name}: its products alone': products_of(call) for name, call in calls.items() if _whose(name) == 'ours'
+        }
     seconds = take_turns(calls, args.rounds, args.clock, 'cpu', warm=False)
     if args.steps:
         # The published code evaluates both branches at every step, also where nothing is guided: 200 evaluations in
@@ -43,11 +51,38 @@ def run(args: Any) -> None:
             seconds[name] = [s * share for s in seconds[name]]
     print_header('', 'seconds: median (range)', f'times as fast as {first}', f'relative error against {first}')
     for name in calls:
-        print_row(name, summary(seconds[name]), ratio(seconds[name], seconds[first]), f'{errors[name]:.2e}')
+        print_row(name, summary(seconds[name]), ratio(seconds[name], seconds[first]), errors.get(name, ''))
 
 
 def _whose(name: str) -> str:
     return 'published' if name in (PUBLISHED, AUTOCAST) else 'ours'
+
+
+def products_of(call: Callable[[], Tensor]) -> Callable[[], None]:
+    """A call of nothing but the matrix products of ``call``, on noise of the same shapes: no code can undercut it."""
+    products: list[tuple[Any, list[Any]]] = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if str(func).rsplit('.', 1)[0] in PRODUCTS:
+                products.append((func, [_like(arg) for arg in args]))
+            return func(*args, **(kwargs or {}))
+
+    with Recorder():
+        call()
+
+    @torch.inference_mode()
+    def again() -> None:
+        for func, args in products:
+            func(*args)
+
+    return again
+
+
+def _like(arg: Any) -> Any:
+    """Noise in place of activations; weights, packed or not, stay the network's own."""
+    is_activation = isinstance(arg, Tensor) and not arg.is_mkldnn and not isinstance(arg, torch.nn.Parameter)
+    return torch.randn_like(arg) if is_activation else arg
 
 
 def contenders(args: Any, shape: Shape, batch: int) -> dict[str, Callable[[], Tensor]]:
