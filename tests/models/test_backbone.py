@@ -73,10 +73,9 @@ def test_field_weights_from_several_products_equal_those_from_one(c2i, monkeypat
     net, golden = c2i
     whole = net(golden['x'], golden['t'], golden['y'])
     generated = []
-    hook = net.head.generator.register_forward_hook(lambda layer, inputs, output: generated.append(len(output)))
     monkeypatch.setattr(neural_field, 'GENERATED_BYTES', patches * net.head.generator.out_features * 4)
-    v = net(golden['x'], golden['t'], golden['y'])
-    hook.remove()
+    with net.head.generator.register_forward_hook(lambda layer, inputs, output: generated.append(len(output))):
+        v = net(golden['x'], golden['t'], golden['y'])
     assert len(generated) > 1
     assert max(generated) == patches
     assert relative_error(v, whole) < 1e-6

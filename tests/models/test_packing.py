@@ -22,7 +22,7 @@ DIM = 256  # large enough to be worth packing
 
 needs_bfloat16 = pytest.mark.skipif(
     not (packing.can_pack() and torch.ops.mkldnn._is_mkldnn_bf16_supported()),
-    reason='this CPU has no instructions that oneDNN needs for bfloat16',
+    reason='oneDNN takes no bfloat16 on this CPU',
 )
 
 
@@ -81,9 +81,15 @@ def test_bfloat16_stays_plain_where_onednn_refuses_it(monkeypatch):
 
 @pytest.mark.parametrize(
     ('capability', 'device', 'gains'),
-    [('AVX512', 'cpu', True), ('AVX2', 'cpu', True), ('DEFAULT', 'cpu', False), ('AVX512', 'meta', False)],
+    [
+        ('AVX512', 'cpu', True),
+        ('AVX2', 'cpu', True),
+        ('DEFAULT', 'cpu', False),
+        ('SVE256', 'cpu', False),
+        ('AVX512', 'meta', False),
+    ],
 )
-def test_packing_pays_on_cpus_with_wide_registers(monkeypatch, capability, device, gains):
+def test_packing_is_the_default_on_cpus_with_avx2_or_avx512(monkeypatch, capability, device, gains):
     monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: capability)
     assert packing.gains_by_packing(torch.device(device)) == gains
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.training import ROOT
@@ -73,23 +74,55 @@ def test_every_way_of_computing_on_a_cpu_has_a_row(benchmark, steps):
     assert all(0 < error < 0.05 for error in errors[2:])
 
 
-def test_products_alone_are_the_work_of_the_network(benchmark, monkeypatch):
+def test_products_alone_have_a_row_for_each_way(benchmark):
     rows = benchmark('cpu', '--model', 'tiny', '--products', '--ways', 'float32', 'bfloat16, packed', *TINY)
     assert [row[0] for row in rows[2:]] == [f'{way}: its products alone' for way in ('float32', 'bfloat16, packed')]
     assert all(float(row[1].split()[0]) > 0 for row in rows)
 
+
+@pytest.mark.parametrize('mode', [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize('packed', [False, True])
+def test_products_alone_are_the_work_of_the_network_on_its_own_weights(monkeypatch, mode, packed):
     monkeypatch.syspath_prepend(str(ROOT / 'tools'))
     cpu, networks = (importlib.import_module(f'benchmarks.{name}') for name in ('cpu', 'networks'))
     net, _ = networks.build(networks.SHAPES['tiny'], 'cpu')
+    net.eval()
     x, t, cond = torch.randn(1, 3, 32, 32), torch.rand(1), torch.tensor([3])
-    work = []
-    with torch.no_grad():
-        for call in (lambda: net(x, t, cond), cpu.products_of(lambda: net(x, t, cond))):
-            with FlopCounterMode(display=False) as counter:
-                call()
-            counts = counter.get_flop_counts()['Global']
-            work.append(sum(flops for operator, flops in counts.items() if 'attention' not in str(operator)))
-    assert work[0] == work[1] > 0
+
+    @mode()
+    def call():
+        return net(x, t, cond)
+
+    def work_of(call) -> int:
+        with FlopCounterMode(display=False) as counter:
+            call()
+        counts = counter.get_flop_counts()['Global']
+        return sum(flops for operator, flops in counts.items() if 'attention' not in str(operator))
+
+    expected = work_of(call)
+    packed_layers = net.pack() if packed else 0
+    weights = [getattr(layer, '_packed', None) for layer in net.modules()] + list(net.parameters())
+    replayed = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            replayed.append((str(func), args))
+            return func(*args, **(kwargs or {}))
+
+    again = cpu.products_of(call)
+    with Recorder():
+        again()
+    own = [name for name, args in replayed if any(arg is weight for arg in args for weight in weights)]
+    assert sum('_linear_pointwise' in name for name in own) == packed_layers
+    assert len(own) > 8
+    if not packed:
+        # FlopCounterMode knows no packed products.
+        assert work_of(again) == expected > 0
+
+
+def test_products_are_of_one_forward(benchmark):
+    with pytest.raises(SystemExit, match='--products is of one forward: leave --steps out'):
+        benchmark('cpu', '--model', 'tiny', '--products', '--steps', '2', *TINY)
 
 
 def test_compiling_by_block_makes_two_graphs_whatever_the_depth(benchmark):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .measure import machine, prepare, print_header, print_row, ratio, summary, take_turns
@@ -22,14 +22,24 @@ WAYS = {
     'bfloat16, packed': (torch.bfloat16, True),
 }
 
-# What a network cannot do without, whatever lies between; attention's own two products are not among them on a CPU.
-PRODUCTS = ('mkldnn._linear_pointwise', 'aten.linear', 'aten.mm', 'aten.addmm', 'aten.bmm', 'aten.baddbmm')
+# Attention's two are inside one operator on a CPU, and are not among them. In inference mode composites stay whole.
+PRODUCTS = (
+    'mkldnn._linear_pointwise',
+    'aten.linear',
+    'aten.matmul',
+    'aten.mm',
+    'aten.addmm',
+    'aten.bmm',
+    'aten.baddbmm',
+)
 
 
 def run(args: Any) -> None:
     """A row a way: seconds, how much faster than the published code in float32, and the error against it."""
     prepare(args)
     shape, batch = shape_of(args), args.batch[0]
+    if args.products and args.steps:
+        raise ValueError('--products is of one forward: leave --steps out')
     what = f'{args.steps} steps of sampling' if args.steps else 'one forward'
     print(f'{shape.name}, {shape.depth} blocks, {args.size}x{args.size}, batch {batch}, {what}; {machine(args)}')
     calls = contenders(args, shape, batch)
@@ -59,30 +69,34 @@ def _whose(name: str) -> str:
 
 
 def products_of(call: Callable[[], Tensor]) -> Callable[[], None]:
-    """A call of nothing but the matrix products of ``call``, on noise of the same shapes: no code can undercut it."""
-    products: list[tuple[Any, list[Any]]] = []
+    """The matrix products of ``call`` alone, on noise of the same shapes: what is left if all else were free."""
+    products: list[tuple[Any, list[Any], dict[str, Any]]] = []
 
     class Recorder(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = kwargs or {}
             if str(func).rsplit('.', 1)[0] in PRODUCTS:
-                products.append((func, [_like(arg) for arg in args]))
-            return func(*args, **(kwargs or {}))
+                products.append((func, [_like(arg) for arg in args], kwargs))
+            return func(*args, **kwargs)
 
     with Recorder():
         call()
 
     @torch.inference_mode()
     def again() -> None:
-        for func, args in products:
-            func(*args)
+        for func, args, kwargs in products:
+            func(*args, **kwargs)
 
+    again()
     return again
 
 
 def _like(arg: Any) -> Any:
     """Noise in place of activations; weights, packed or not, stay the network's own."""
-    is_activation = isinstance(arg, Tensor) and not arg.is_mkldnn and not isinstance(arg, torch.nn.Parameter)
-    return torch.randn_like(arg) if is_activation else arg
+    is_weight = isinstance(arg, Tensor) and (
+        arg.is_mkldnn or isinstance(arg, nn.Parameter) or isinstance(arg._base, nn.Parameter)
+    )
+    return torch.randn_like(arg) if isinstance(arg, Tensor) and not is_weight else arg
 
 
 def contenders(args: Any, shape: Shape, batch: int) -> dict[str, Callable[[], Tensor]]:

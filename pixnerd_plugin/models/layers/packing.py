@@ -1,8 +1,8 @@
 """Weights in the order in which a CPU's matrix products read them, while a network only draws.
 
 torch reorders a weight at every call of a product; done once, a product of these networks takes 0.5 to 0.9 of the time
-on CPUs with AVX2 or AVX-512. The packed copy takes the plain one's place in memory. Whoever asks for the weight, or
-trains, moves, copies or saves the layer, gets the plain one back, to the bit.
+on a CPU with AVX-512, or held to AVX2. The packed copy takes the plain one's place in memory. Whoever asks for the
+weight, or trains, moves, copies or saves the layer, gets the plain one back, to the bit.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ EXPECTED_ROWS = 256
 def pack(net: nn.Module) -> int:
     """Pack the large linear layers of a network in evaluation mode on the CPU; return how many are packed now.
 
-    Layers of other classes than ``nn.Linear`` (a host's own, adapters) and of other dtypes are left alone. Nothing
-    happens where torch was built without oneDNN.
+    Layers of other classes than ``nn.Linear`` (a host's own, adapters) and of other dtypes are left alone, bfloat16 too
+    where oneDNN refuses it. Nothing happens where torch was built without oneDNN.
 
     Raises:
         ValueError: if the network is in training mode, because a packed weight cannot be trained.
@@ -51,7 +51,7 @@ def can_pack() -> bool:
 
 
 def gains_by_packing(device: torch.device) -> bool:
-    """Whether packing pays on this device: on CPUs with AVX2 or AVX-512."""
+    """Whether packing is the default on this device: on CPUs with AVX2 or AVX-512 (docs/performance.md)."""
     return device.type == 'cpu' and can_pack() and torch.backends.cpu.get_cpu_capability() in ('AVX2', 'AVX512')
 
 
@@ -124,11 +124,11 @@ class PackedLinear(nn.Linear):
 
 def _is_worth_it(layer: nn.Linear) -> bool:
     weight = layer.weight
-    # Without instructions for it, oneDNN refuses bfloat16.
-    is_taken = weight.dtype == torch.float32 or (
+    # On an x86 CPU with AVX2 alone, oneDNN refuses bfloat16.
+    onednn_takes_it = weight.dtype == torch.float32 or (
         weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
-    return weight.device.type == 'cpu' and is_taken and weight.numel() >= MIN_WEIGHTS
+    return weight.device.type == 'cpu' and onednn_takes_it and weight.numel() >= MIN_WEIGHTS
 
 
 def _takes(h: Tensor, packed: Tensor) -> bool:
