@@ -72,7 +72,7 @@ def parse_args() -> argparse.Namespace:
     )
 
     cpu.add_argument('--ways', nargs='+', choices=WAYS, help='ways to compute ours, where memory is short (all)')
-    cpu.add_argument('--products', action='store_true', help='also the matrix products alone, the bound of each way')
+    cpu.add_argument('--products', action='store_true', help='also the matrix products of each way alone')
     cpu.add_argument('--no-autocast', action='store_true', help='leave the published code under autocast out')
 
     compiling = commands.add_parser('compile', help='seconds and graphs of compiling, and the kernels it leaves')
